@@ -1,0 +1,219 @@
+"""The settings of the toolkit: invoke.yaml, the environment, `--set`.
+
+Invoke merges invoke.yaml with its `INVOKE_...` variables; this module adds
+`--set key=value`, checks the outcome and hands it on as frozen dataclasses.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts.errors import ToolkitError
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "invoke.yaml"
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+# A nua event is a C enumerator, and the ESL subclass ends up in a C string
+# and in an event header.
+NUA_EVENT = re.compile(r"nua_i_[a-z0-9_]+")
+ESL_EVENT = re.compile(r"[A-Za-z0-9_-]+::[A-Za-z0-9_-]+")
+IMAGE = re.compile(r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*")
+MODULE = re.compile(r"[a-z_]+/mod_[a-z0-9_]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One pinned upstream.
+
+    `commit` is 40 hexadecimal digits; `tag` may be empty, then the commit
+    itself is fetched. `path` is where its tree lives.
+    """
+
+    name: str
+    url: str
+    tag: str
+    commit: str
+    exclude: tuple[str, ...]
+    path: Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings, checked. Times are in seconds, paths are absolute."""
+
+    sources: tuple[Source, ...]
+    patches: Path
+    nua_event: str
+    esl_event: str
+    base_image: str
+    base_suite: str
+    image: str
+    jobs: int
+    modules: tuple[str, ...]
+    build_directory: Path
+    report_directory: Path
+    start_timeout: float
+    event_timeout: float
+    watch_host: str
+    watch_port: int
+
+    def source(self, name: str) -> Source:
+        """Return the source called `name`; ToolkitError if there is none."""
+        for source in self.sources:
+            if source.name == name:
+                return source
+        known = ", ".join(source.name for source in self.sources)
+        raise ToolkitError(f"unknown source '{name}': use one of {known}")
+
+
+def load(config: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()) -> Settings:
+    """Return the settings in force.
+
+    `config` is Invoke's merged configuration (None: invoke.yaml as it is);
+    `overrides` are the `--set` options, "key=value" each. Raises ToolkitError
+    on an unknown setting or a value of the wrong form.
+    """
+    schema = yaml.safe_load(FILE.read_text())
+    values = {key: _plain(config[key]) for key in schema} if config is not None else schema
+    _check_keys(values, schema)
+    check_environment()
+    for override in overrides:
+        _override(values, override)
+    return _settings(values)
+
+
+def _plain(value: Any) -> Any:
+    """Turn Invoke's DataProxy into plain dictionaries."""
+    if hasattr(value, "items"):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _check_keys(values: Mapping[str, Any], schema: Mapping[str, Any], prefix: str = "") -> None:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in schema:
+            raise ToolkitError(f"unknown setting '{name}': {FILE.name} lists the known ones")
+        if isinstance(schema[key], Mapping):
+            if not isinstance(value, Mapping):
+                raise ToolkitError(f"setting '{name}' must be a group of settings, not '{value}'")
+            _check_keys(value, schema[key], f"{name}.")
+
+
+def _leaves(schema: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    for key, value in schema.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def check_environment() -> None:
+    """Raise ToolkitError on a variable that Invoke would silently ignore, or fail on with a traceback."""
+    schema = yaml.safe_load(FILE.read_text())
+    known = {"INVOKE_" + leaf.replace(".", "_").upper() for leaf in _leaves(schema)}
+    for variable in os.environ:
+        group = variable.removeprefix("INVOKE_").split("_")[0].lower()
+        if variable.startswith("INVOKE_") and group in schema and variable not in known:
+            raise ToolkitError(f"unknown setting in environment variable {variable}: {FILE.name} lists the known ones")
+    for leaf in _leaves(schema):
+        variable = "INVOKE_" + leaf.replace(".", "_").upper()
+        if variable in os.environ:
+            _check_variable(variable, leaf, schema)
+
+
+def _check_variable(variable: str, leaf: str, schema: Mapping[str, Any]) -> None:
+    default: Any = schema
+    for name in leaf.split("."):
+        default = default[name]
+    if isinstance(default, list):
+        raise ToolkitError(f"environment variable {variable}: a list is set with --set {leaf}=first,second")
+    try:
+        type(default)(os.environ[variable])
+    except ValueError:
+        raise ToolkitError(
+            f"environment variable {variable}: '{os.environ[variable]}' is not {_form(default)}"
+        ) from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise ToolkitError(f"--set {override}: write it as key=value, for example --set build.jobs=4")
+    *groups, leaf = key.split(".")
+    group: Any = values
+    for name in groups:
+        group = group.get(name) if isinstance(group, Mapping) else None
+    if not isinstance(group, dict) or leaf not in group or isinstance(group[leaf], Mapping):
+        raise ToolkitError(f"--set {override}: unknown setting '{key}', {FILE.name} lists the known ones")
+    old = group[leaf]
+    try:
+        group[leaf] = (text.split(",") if text else []) if isinstance(old, list) else type(old)(text)
+    except ValueError:
+        raise ToolkitError(f"--set {override}: '{text}' is not {_form(old)}") from None
+
+
+def _form(value: Any) -> str:
+    return "a whole number" if isinstance(value, int) else "a number"
+
+
+def _match(pattern: re.Pattern[str], value: str, name: str, form: str) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ToolkitError(f"setting '{name}': '{value}' is not {form}")
+    return value
+
+
+def _number(value: Any, name: str, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ToolkitError(f"setting '{name}': '{value}' is not a number from {low:g} to {high:g}")
+    return value
+
+
+def _source(key: str, values: Mapping[str, Any], directory: Path) -> Source:
+    name = key.replace("_", "-")
+    where = f"sources.{key}"
+    if not values["url"]:
+        raise ToolkitError(f"setting '{where}.url' is empty: give the address of a git repository")
+    form = "a full commit (40 hexadecimal digits; `git rev-parse TAG^{commit}` prints it)"
+    return Source(
+        name=name,
+        url=values["url"],
+        tag=values["tag"] or "",
+        commit=_match(COMMIT, values["commit"], f"{where}.commit", form),
+        exclude=tuple(values["exclude"] or ()),
+        path=directory / name,
+    )
+
+
+def _settings(values: Mapping[str, Any]) -> Settings:
+    sources, patches, build = dict(values["sources"]), values["patches"], values["build"]
+    verify, watch = values["verify"], values["watch"]
+    directory = ROOT / sources.pop("directory")
+    modules = tuple(
+        _match(MODULE, module, "build.modules", "a module (endpoints/mod_sofia, say)") for module in build["modules"]
+    )
+    return Settings(
+        sources=tuple(_source(key, value, directory) for key, value in sources.items()),
+        patches=ROOT / patches["directory"],
+        nua_event=_match(NUA_EVENT, patches["nua_event"], "patches.nua_event", "a nua indication (nua_i_...)"),
+        esl_event=_match(ESL_EVENT, patches["esl_event"], "patches.esl_event", "an event subclass (module::name)"),
+        base_image=build["base_image"],
+        base_suite=build["base_suite"],
+        image=_match(IMAGE, build["image"], "build.image", "an image name without a tag"),
+        jobs=int(_number(build["jobs"], "build.jobs", 0, 256)) or os.cpu_count() or 1,
+        modules=modules,
+        build_directory=ROOT / "build",
+        report_directory=ROOT / verify["report_directory"],
+        start_timeout=_number(verify["start_timeout"], "verify.start_timeout", 1, 3600),
+        event_timeout=_number(verify["event_timeout"], "verify.event_timeout", 0.5, 3600),
+        watch_host=watch["host"],
+        watch_port=int(_number(watch["port"], "watch.port", 1, 65535)),
+    )
