@@ -1,0 +1,453 @@
+"""The pinned upstreams: clone them, look at their trees, export them.
+
+A tree is shallow (one commit), blobless and sparse. Its .git/config records
+the pin it was made for (`toolkit.pin`, `toolkit.commit`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from git import Git
+from git.cmd import handle_process_output
+from git.exc import GitCommandError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from scripts.errors import ToolkitError
+from scripts.settings import ROOT, Settings, Source
+
+# The committer of the commits that `patchset` makes; other commits are the user's.
+COMMITTER_NAME = "freeswitch-tp-error toolkit"
+COMMITTER_EMAIL = "toolkit@freeswitch-tp-error.invalid"
+
+PROGRESS = re.compile(r"(?:remote: )?(?P<phase>[A-Z][A-Za-z ]+): +\d+% \((?P<done>\d+)/(?P<total>\d+)\)")
+# Raise when the format of the exported tar changes.
+EXPORT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Cloned:
+    """What `clone` did for one source.
+
+    `fresh` is False if the tree was there already; then `seconds` and `size`
+    (bytes of .git) are 0.
+    """
+
+    source: Source
+    fresh: bool
+    seconds: float = 0.0
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The state of a source's tree.
+
+    `head` is the checked-out commit, `pin` the commit that it was cloned at,
+    `foreign` the commits on top of it that the toolkit did not make (a line
+    each), `config` the toolkit's own keys in .git/config, without "toolkit.".
+    """
+
+    head: str
+    pin: str
+    foreign: tuple[str, ...]
+    config: dict[str, str]
+
+
+def clone(settings: Settings, console: Console | None = None) -> list[Cloned]:
+    """Clone every source that is not there yet at its pin.
+
+    Raises ToolkitError if a source is unreachable, if its tag is not the
+    pinned commit, or if a tree that another pin asks to replace has local
+    changes. A tree is complete or absent, whatever happens.
+    """
+    console = console or Console()
+    results = []
+    with locked(settings, console):
+        current = {source.name: _is_current(source) for source in settings.sources}
+        for source in settings.sources:
+            if current[source.name]:
+                console.print(f"{source.name}: already at {version(source)}", soft_wrap=True)
+                results.append(Cloned(source, fresh=False))
+            else:
+                results.append(_clone(source, console))
+    return results
+
+
+@contextmanager
+def locked(settings: Settings, console: Console | None = None) -> Iterator[None]:
+    """Keep other runs of the toolkit from the trees; wait for one that is at work."""
+    directory = settings.sources[0].path.parent
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            (console or Console()).print(f"waiting for another run in {short(directory)}", soft_wrap=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def inspect(source: Source, every_ref: bool = False) -> Tree | None:
+    """Return the state of the tree of `source`, None if there is none.
+
+    `every_ref` also looks for commits on branches and in the stash. Raises
+    ToolkitError if the directory is not a tree that `clone` made.
+    """
+    if not source.path.exists():
+        return None
+    config = _config(source)
+    pin = config.get("commit", "")
+    if not pin:
+        raise ToolkitError(f"{short(source.path)} was not made by `inv clone`: move it away, then run `inv clone`")
+    head = local(source.path, "rev-parse", "--verify", "HEAD").strip()
+    refs = ["HEAD", "--all"] if every_ref else ["HEAD"]
+    if head == pin and not every_ref:
+        return Tree(head, pin, (), config)
+    commits = local(source.path, "log", "--format=%ce%x09%h %s", *refs, f"^{pin}").splitlines()
+    foreign = [line.split("\t", 1)[1] for line in commits if line.split("\t")[0] != COMMITTER_EMAIL]
+    if head != pin and not _is_ancestor(source.path, pin):
+        foreign.append(f"{head[:12]} does not stand on the pin {pin[:12]}")
+    return Tree(head, pin, tuple(foreign), config)
+
+
+def require(source: Source) -> Tree:
+    """Return the tree of `source`; ToolkitError if it is missing or at another pin."""
+    tree = inspect(source)
+    if tree is None:
+        raise ToolkitError(f"{short(source.path)} is missing: run `inv clone`")
+    if tree.config.get("pin") != _pin(source):
+        raise ToolkitError(f"{short(source.path)} was cloned for other settings of {source.name}: run `inv clone`")
+    return tree
+
+
+def changes(source: Source) -> tuple[str, ...]:
+    """Return the paths of the uncommitted changes in the tree of `source`, sorted."""
+    output = local(source.path, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
+    return tuple(sorted(entry[3:] for entry in output.split("\0") if entry))
+
+
+def check_unchanged(source: Source) -> None:
+    """Raise ToolkitError if removing the tree of `source` would lose work of the user."""
+    tree = inspect(source, every_ref=True)
+    if tree is not None and (lost := (*changes(source), *tree.foreign)):
+        raise ToolkitError(
+            f"{source.name}: {short(source.path)} has local changes ({listing(lost)}): "
+            "save them elsewhere and remove the directory"
+        )
+
+
+def export(source: Source, target: Path) -> None:
+    """Write the tree of `source` at its pin to the tar file `target`.
+
+    Patches and excluded paths are left out; the same pin and excludes always
+    give the same bytes. `<target>.key` tells the next call that nothing is
+    left to do. Raises ToolkitError if the tree is missing or incomplete.
+    """
+    sidecar = target.with_name(target.name + ".key")
+    key = json.dumps([EXPORT_VERSION, source.name, source.commit, source.exclude])
+    if target.exists() and sidecar.exists() and sidecar.read_text() == key:
+        return
+    require(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sidecar.unlink(missing_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        _write_tar(source, partial)
+        partial.rename(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    sidecar.write_text(key)
+
+
+def reachable(source: Source, timeout: float = 10.0) -> str:
+    """Return "" if git can read the pinned tag of `source`, else the reason why not.
+
+    `timeout` is in seconds. Without a tag, any answer of the repository will do.
+    """
+    ref = f"refs/tags/{source.tag}" if source.tag else "HEAD"
+    try:
+        command = ["git", "ls-remote", "--", source.url, ref]
+        output = Git().execute(command, env={"GIT_TERMINAL_PROMPT": "0"}, kill_after_timeout=timeout)
+    except GitCommandError as error:
+        return reason(error)
+    return "" if output or not source.tag else f"there is no tag {source.tag}"
+
+
+def local(path: Path, *arguments: str, index: Path | None = None, env: dict[str, str] | None = None) -> str:
+    """Run git in the tree `path` and return its output.
+
+    Neither the network, the user's configuration nor a hook has a part in it;
+    `index` stands in for the tree's index. Raises ToolkitError on failure.
+    """
+    environment = {**_environment(path, index), **(env or {})}
+    command = ["git", "-c", f"core.hooksPath={os.devnull}", *arguments]
+    try:
+        return str(Git(path).execute(command, env=environment, strip_newline_in_stdout=False))
+    except GitCommandError as error:
+        raise ToolkitError(f"{short(path)}: git {arguments[0]} failed: {reason(error)}") from error
+
+
+def reason(error: GitCommandError) -> str:
+    """Return git's own reason for a failure, without its prefix, on one line."""
+    text = re.sub(r"^\s*stderr: '|'\s*$", "", str(error.stderr or "")).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith(("fatal: ", "error: ", "ERROR: "))]
+    line = (told or lines or [f"exit status {error.status}"])[0]
+    if "Timeout" in text:
+        line = "no answer in time"
+    return re.sub(r"^(fatal|error|ERROR): ", "", line)
+
+
+def version(source: Source) -> str:
+    """Return the name of the pinned version: the tag, else a short commit."""
+    return source.tag or source.commit[:12]
+
+
+def key(source: Source) -> str:
+    """Return the prefix of the settings of `source`, as `--set` spells it."""
+    return "sources." + source.name.replace("-", "_")
+
+
+def short(path: Path) -> str:
+    """Return `path` relative to the project if it lies inside."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def listing(items: Iterable[str], limit: int = 5) -> str:
+    """Join the first `limit` items with commas and say how many more there are."""
+    every = list(items)
+    more = f" and {len(every) - limit} more" if len(every) > limit else ""
+    return ", ".join(every[:limit]) + more
+
+
+def _pin(source: Source) -> str:
+    return json.dumps([source.url, source.tag, source.commit, source.exclude])
+
+
+def _environment(path: Path, index: Path | None = None) -> dict[str, str]:
+    # The explicit directories keep git from a repository further up, and from
+    # the GIT_... variables of a hook that runs the toolkit.
+    return {
+        "GIT_DIR": str(path / ".git"),
+        "GIT_WORK_TREE": str(path),
+        "GIT_INDEX_FILE": str(index or path / ".git/index"),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+    }
+
+
+def _network_environment(path: Path) -> dict[str, str]:
+    """Like `_environment`, with the user's configuration (proxy, insteadOf, credentials)."""
+    keep = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_TERMINAL_PROMPT")
+    return {name: value for name, value in _environment(path).items() if name in keep}
+
+
+def _config(source: Source) -> dict[str, str]:
+    if not (source.path / ".git").is_dir():
+        return {}
+    output = local(source.path, "config", "--local", "--null", "--list")
+    entries = (entry.partition("\n") for entry in output.split("\0"))
+    return {name.removeprefix("toolkit."): value for name, _, value in entries if name.startswith("toolkit.")}
+
+
+def _is_ancestor(path: Path, commit: str) -> bool:
+    try:
+        local(path, "merge-base", "--is-ancestor", commit, "HEAD")
+    except ToolkitError:
+        return False
+    return True
+
+
+def _is_current(source: Source) -> bool:
+    tree = inspect(source)
+    if tree is None:
+        return False
+    if tree.config.get("pin") != _pin(source):
+        check_unchanged(source)
+        return False
+    if tree.foreign:
+        raise ToolkitError(
+            f"{source.name}: {short(source.path)} has local changes ({listing(tree.foreign)}): "
+            f"save them, then run `git -C {source.path} checkout --detach {source.commit}`"
+        )
+    return True
+
+
+def _clone(source: Source, console: Console) -> Cloned:
+    start = time.monotonic()
+    partial, old = (source.path.with_name(f".{source.name}.{suffix}") for suffix in ("partial", "old"))
+    source.path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        _fill(source, partial, console)
+        # Both renames or, if a signal comes in between, a clone at the next run.
+        if source.path.exists():
+            source.path.rename(old)
+        partial.rename(source.path)
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+    size = sum(file.stat().st_size for file in (source.path / ".git").rglob("*") if file.is_file())
+    seconds = time.monotonic() - start
+    console.print(
+        f"{source.name}: cloned {version(source)} in {seconds:.1f} s, {size / 1e6:.1f} MB in .git", soft_wrap=True
+    )
+    return Cloned(source, True, seconds, size)
+
+
+def _fill(source: Source, path: Path, console: Console) -> None:
+    """Make the complete tree of `source` in the new directory `path`."""
+    path.mkdir()
+    local(path, "init", "--quiet", "--template=")
+    for name, value in {
+        "remote.origin.url": source.url,
+        "remote.origin.promisor": "true",
+        "remote.origin.partialCloneFilter": "blob:none",
+        "core.sparseCheckout": "true",
+        "core.sparseCheckoutCone": "false",
+        "core.autocrlf": "false",
+        "gc.auto": "0",
+        "toolkit.pin": _pin(source),
+        "toolkit.commit": source.commit,
+    }.items():
+        local(path, "config", name, value)
+    patterns = ["/*", *(f"!{pattern}" for pattern in source.exclude)]
+    (path / ".git/info").mkdir(exist_ok=True)
+    (path / ".git/info/sparse-checkout").write_text("".join(f"{pattern}\n" for pattern in patterns))
+
+    ref = f"refs/tags/{source.tag}" if source.tag else source.commit
+    target = f"{ref}:{ref}" if source.tag else ref
+    with _progress(source, console) as report:
+        _remote(path, report, "fetch", "--depth=1", "--filter=blob:none", "--no-tags", "origin", target, source=source)
+        found = local(path, "rev-parse", "--verify", (ref if source.tag else "FETCH_HEAD") + "^{commit}").strip()
+        if found != source.commit:
+            raise ToolkitError(
+                f"{source.name}: tag {source.tag} of {source.url} is commit {found}, but the pin is {source.commit}: "
+                f"check what moved the tag, then correct {key(source)}.commit or .tag; nothing was kept"
+            )
+        _remote(path, report, "checkout", "--detach", source.commit, source=source)
+
+
+@contextmanager
+def _progress(source: Source, console: Console) -> Iterator[Callable[[str], None]]:
+    """Show the progress of git: a bar on a terminal, else one line at the start.
+
+    The function handed over takes the lines that git writes.
+    """
+    if not console.is_terminal:
+        console.print(f"{source.name}: cloning {version(source)} from {source.url}", soft_wrap=True)
+        yield lambda line: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(source.name, total=None)
+
+        def update(line: str) -> None:
+            if match := PROGRESS.match(line):
+                description = f"{source.name}: {match['phase'].lower()}"
+                progress.update(task, description=description, completed=int(match["done"]), total=int(match["total"]))
+
+        yield update
+
+
+def _remote(path: Path, report: Callable[[str], None], command: str, *arguments: str, source: Source) -> None:
+    """Run a git command that may use the network; `report` gets its lines of progress."""
+    lines: list[str] = []
+
+    def handle(line: str) -> None:
+        report(line)
+        if not PROGRESS.match(line):
+            lines.append(line.rstrip())
+
+    def finish(process: Any) -> None:
+        process.wait(stderr="\n".join(lines))
+
+    try:
+        process = Git(path).execute(
+            ["git", command, "--progress", *arguments],
+            env=_network_environment(path),
+            as_process=True,
+            universal_newlines=True,
+        )
+        handle_process_output(process, None, handle, finish, decode_streams=False)
+    except GitCommandError as error:
+        raise ToolkitError(_unreachable(source, reason(error))) from error
+
+
+def _unreachable(source: Source, why: str) -> str:
+    if "couldn't find remote ref" in why or "not our ref" in why:
+        return (
+            f"{source.name}: {source.url} has no {'tag ' + source.tag if source.tag else 'commit ' + source.commit}: "
+            f"correct {key(source)}.{'tag' if source.tag else 'commit'} or {key(source)}.url"
+        )
+    return (
+        f"{source.name}: cannot fetch {version(source)} from {source.url} ({why}): check the network, redirect the "
+        f"address (git config --global url.MIRROR.insteadOf {source.url}) or use --set {key(source)}.url=MIRROR"
+    )
+
+
+def _write_tar(source: Source, target: Path) -> None:
+    path = source.path
+    excluded = _excluded(source)
+    when = int(local(path, "show", "--no-patch", "--format=%ct", source.commit))
+    git = Git(path)
+    git.update_environment(**_environment(path))
+    try:
+        with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
+            for entry in local(path, "ls-tree", "-r", "-z", source.commit).split("\0"):
+                meta, _, name = entry.partition("\t")
+                if not name or name in excluded:
+                    continue
+                mode, kind, blob = meta.split()
+                if kind != "blob":
+                    continue
+                data = git.get_object_data(blob)[3]
+                tar.addfile(*_member(name, mode, data, when))
+    except ValueError as error:
+        raise ToolkitError(
+            f"{short(path)} is incomplete ({error}): remove the directory and run `inv clone`"
+        ) from error
+    finally:
+        git.clear_cache()
+
+
+def _excluded(source: Source) -> set[str]:
+    """Return the paths at the pin that the sparse checkout leaves out."""
+    if not source.exclude:
+        return set()
+    with tempfile.TemporaryDirectory() as directory:
+        index = Path(directory) / "index"
+        local(source.path, "read-tree", source.commit, index=index)
+        patterns = [f"--exclude={pattern}" for pattern in source.exclude]
+        return set(local(source.path, "ls-files", "-z", "-c", "-i", *patterns, index=index).split("\0"))
+
+
+def _member(name: str, mode: str, data: bytes, when: int) -> tuple[tarfile.TarInfo, io.BytesIO]:
+    info = tarfile.TarInfo(name)
+    info.mtime = when
+    if mode == "120000":
+        info.type, info.linkname, info.mode = tarfile.SYMTYPE, data.decode(), 0o777
+        return info, io.BytesIO()
+    info.size, info.mode = len(data), 0o755 if mode == "100755" else 0o644
+    return info, io.BytesIO(data)

@@ -1,0 +1,174 @@
+"""What the tests share: small upstreams, isolation, the list of skipped tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scripts import engine
+from scripts import settings as settings_module
+from scripts.errors import ToolkitError
+from scripts.settings import Settings, Source, load
+
+AUTHOR = {
+    "GIT_AUTHOR_NAME": "Ann Author",
+    "GIT_AUTHOR_EMAIL": "ann@example.org",
+    "GIT_AUTHOR_DATE": "2024-05-06T07:08:09+00:00",
+    "GIT_COMMITTER_NAME": "Ann Author",
+    "GIT_COMMITTER_EMAIL": "ann@example.org",
+    "GIT_COMMITTER_DATE": "2024-05-06T07:08:09+00:00",
+}
+TAG = "v1.0"
+# Far enough apart for three hunks.
+LINES = [f"line {number}\n" for number in range(1, 61)]
+
+
+def git(directory: Path, *arguments: str) -> str:
+    """Run git as an upstream's author would and return what it prints."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    result = subprocess.run(
+        ["git", *arguments], cwd=directory, env={**environment, **AUTHOR}, capture_output=True, text=True, check=True
+    )
+    return result.stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tests from the user's settings, and git from writing outside the test."""
+    for variable in list(os.environ):
+        if variable.startswith("INVOKE_"):
+            monkeypatch.delenv(variable)
+    redirections = subprocess.run(
+        ["git", "config", "--global", "--get-regexp", r"^url\..*\.insteadof$"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(home / "gitconfig"))
+    (home / "gitconfig").touch()
+    for line in redirections.splitlines():
+        name, _, value = line.partition(" ")
+        subprocess.run(["git", "config", "--global", "--add", name, value], check=True)
+    subprocess.run(["git", "config", "--global", "uploadpack.allowFilter", "true"], check=True)
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Callable[[str], Path]:
+    """Return a function that makes a tagged upstream repository of the name given."""
+
+    def make(name: str) -> Path:
+        path = tmp_path / "upstream" / name
+        (path / "src").mkdir(parents=True)
+        (path / "win32").mkdir()
+        git(path, "init", "--quiet", "--initial-branch=main")
+        git(path, "config", "uploadpack.allowFilter", "true")
+        (path / "README").write_text(f"{name}\n")
+        (path / "src/main.c").write_text("".join(LINES))
+        (path / "src/other.c").write_text("".join(LINES))
+        (path / "build.sh").write_text("#!/bin/sh\n")
+        (path / "build.sh").chmod(0o755)
+        (path / "link").symlink_to("src/main.c")
+        (path / "win32/project.sln").write_text("unwanted on Linux\n")
+        git(path, "add", "--all")
+        git(path, "commit", "--quiet", "--message=Release")
+        git(path, "tag", "--annotate", TAG, "--message=Release")
+        return path
+
+    return make
+
+
+@pytest.fixture
+def settings(tmp_path: Path, upstream: Callable[[str], Path]) -> Settings:
+    """Return settings with two small local upstreams, "one" and "two", and no patches."""
+    sources = []
+    for name in ("one", "two"):
+        path = upstream(name)
+        commit = git(path, "rev-parse", f"{TAG}^{{commit}}")
+        sources.append(Source(name, f"file://{path}", TAG, commit, ("/win32/",), tmp_path / "build/sources" / name))
+        (tmp_path / "patches" / name).mkdir(parents=True)
+    return dataclasses.replace(
+        load(),
+        sources=tuple(sources),
+        patches=tmp_path / "patches",
+        build_directory=tmp_path / "build",
+        report_directory=tmp_path / "build/report",
+    )
+
+
+@pytest.fixture
+def real_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Return the project's own settings, and those of `inv test --set`, with the trees in `tmp_path`."""
+    overrides = [line for line in os.environ.get("TOOLKIT_SET", "").splitlines() if line]
+    real = load(overrides=[*overrides, f"sources.directory={tmp_path / 'build/sources'}"])
+    return dataclasses.replace(real, build_directory=tmp_path / "build", report_directory=tmp_path / "build/report")
+
+
+@pytest.fixture
+def root() -> Path:
+    """Return the root of the project."""
+    return settings_module.ROOT
+
+
+def needs_docker() -> None:
+    """Skip the test if there is no Docker engine."""
+    try:
+        with engine.connect(timeout=10):
+            pass
+    except ToolkitError as error:
+        pytest.skip(str(error))
+
+
+def edited(path: Path, *numbers: int) -> None:
+    """Change the lines `numbers` (from 1) of the file `path`."""
+    lines = path.read_text().splitlines(keepends=True)
+    for number in numbers:
+        lines[number - 1] = f"changed {number}\n"
+    path.write_text("".join(lines))
+
+
+@pytest.fixture
+def add_patch(settings: Settings, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that adds a patch to the series.
+
+    It changes lines of files in a clone of the upstream that has the earlier
+    patches: add_patch("one", "First", {"src/main.c": [3, 30]}).
+    """
+
+    def add(name: str, subject: str, files: dict[str, list[int]]) -> Path:
+        work = tmp_path / "author" / name
+        if not work.exists():
+            work.parent.mkdir(exist_ok=True)
+            git(tmp_path, "clone", "--quiet", str(tmp_path / "upstream" / name), str(work))
+        for file, lines in files.items():
+            if (work / file).exists():
+                edited(work / file, *lines)
+            else:
+                (work / file).write_text("new\n")
+        git(work, "add", "--all")
+        git(work, "commit", "--quiet", f"--message={subject}")
+        directory = settings.patches / name
+        number = len(list(directory.glob("*.patch"))) + 1
+        text = git(work, "format-patch", "-1", "--stdout") + "\n"
+        path = directory / f"{number:04}-{subject.lower().replace(' ', '-')}.patch"
+        path.write_text(text)
+        return path
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End with the skipped tests and the reasons: a run that skips is not a full run."""
+    reasons: dict[str, int] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        reasons[reason] = reasons.get(reason, 0) + 1
+        terminalreporter.write_line(f"skipped {report.nodeid}: {reason}")
+    for reason, count in reasons.items():
+        terminalreporter.write_line(f"{count} skipped: {reason}")

@@ -1,0 +1,65 @@
+"""The settings: defaults, overrides, and what a mistake is answered with."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from scripts.errors import ToolkitError
+from scripts.settings import COMMIT, ROOT, load
+
+
+def test_defaults() -> None:
+    settings = load()
+    assert [source.name for source in settings.sources] == ["sofia-sip", "spandsp", "freeswitch"]
+    assert all(COMMIT.fullmatch(source.commit) for source in settings.sources)
+    assert settings.source("freeswitch").path == ROOT / "build/sources/freeswitch"
+    assert settings.jobs >= 1
+
+
+def test_override() -> None:
+    settings = load(overrides=["build.jobs=3", "sources.sofia_sip.url=https://git.example.org/a=b", "watch.port=9021"])
+    assert settings.jobs == 3
+    assert settings.source("sofia-sip").url == "https://git.example.org/a=b"
+    assert settings.watch_port == 9021
+
+
+def test_override_of_a_list() -> None:
+    settings = load(overrides=["build.modules=endpoints/mod_sofia,dialplans/mod_dialplan_xml"])
+    assert settings.modules == ("endpoints/mod_sofia", "dialplans/mod_dialplan_xml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("build.jobs", "--set build.jobs: write it as key=value"),
+        ("build.job=3", "unknown setting 'build.job', invoke.yaml lists"),
+        ("sources.sofia-sip.url=x", "unknown setting 'sources.sofia-sip.url'"),
+        ("build=3", "unknown setting 'build'"),
+        ("build.jobs=many", "'many' is not a whole number"),
+        ("build.jobs=-1", "setting 'build.jobs': '-1' is not a number from 0 to 256"),
+        ("watch.port=70000", "setting 'watch.port': '70000' is not a number from 1 to 65535"),
+        ("sources.freeswitch.commit=a88d069", "'sources.freeswitch.commit': 'a88d069' is not a full commit"),
+        ("sources.freeswitch.url=", "setting 'sources.freeswitch.url' is empty"),
+        ("patches.nua_event=tp error", "'tp error' is not a nua indication"),
+        ("patches.esl_event=sofia", "'sofia' is not an event subclass"),
+        ("build.image=name:tag", "'name:tag' is not an image name without a tag"),
+        ("build.modules=mod_sofia", "'mod_sofia' is not a module"),
+    ],
+)
+def test_mistakes_in_overrides(override: str, message: str) -> None:
+    with pytest.raises(ToolkitError, match=re.escape(message)) as error:
+        load(overrides=[override])
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INVOKE_BUILD_JOB", "3")
+    with pytest.raises(ToolkitError, match="unknown setting in environment variable INVOKE_BUILD_JOB"):
+        load()
+
+
+def test_unknown_source() -> None:
+    with pytest.raises(ToolkitError, match="unknown source 'sofia': use one of sofia-sip, spandsp, freeswitch"):
+        load().source("sofia")

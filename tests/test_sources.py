@@ -1,0 +1,238 @@
+"""Cloning, looking at and exporting the pinned upstreams."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import shutil
+import subprocess
+import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from scripts import sources
+from scripts.errors import ToolkitError
+from scripts.settings import Settings
+from tests.conftest import git
+
+
+def change(settings: Settings, **values: object) -> Settings:
+    """Return `settings` with other values for the first source."""
+    first, *rest = settings.sources
+    return dataclasses.replace(settings, sources=(dataclasses.replace(first, **values), *rest))  # type: ignore[arg-type]
+
+
+def test_clone_is_shallow_and_sparse(settings: Settings) -> None:
+    results = sources.clone(settings)
+    assert [result.fresh for result in results] == [True, True]
+    for source in settings.sources:
+        assert git(source.path, "rev-parse", "HEAD") == source.commit
+        assert git(source.path, "rev-list", "--count", "--all") == "1"
+        assert (source.path / "src/main.c").exists()
+        assert not (source.path / "win32").exists()
+        missing = git(source.path, "rev-list", "--objects", "--missing=print", "HEAD").splitlines()
+        assert len([line for line in missing if line.startswith("?")]) == 1
+
+
+def test_clone_again_does_nothing(settings: Settings) -> None:
+    sources.clone(settings)
+    (settings.sources[0].path / "mine").write_text("mine")
+    for name in ("one", "two"):
+        shutil.rmtree(settings.sources[0].path.parents[2] / "upstream" / name)
+    start = time.monotonic()
+    assert [result.fresh for result in sources.clone(settings)] == [False, False]
+    assert time.monotonic() - start < 0.5
+    assert (settings.sources[0].path / "mine").exists()
+
+
+def test_clone_of_a_commit_without_a_tag(settings: Settings) -> None:
+    settings = change(settings, tag="")
+    sources.clone(settings)
+    assert git(settings.sources[0].path, "rev-parse", "HEAD") == settings.sources[0].commit
+
+
+def test_clone_prints_plain_lines_without_a_terminal(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    sources.clone(settings, Console(force_terminal=False))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"one: cloning v1.0 from {settings.sources[0].url}"
+    assert lines[1].startswith("one: cloned v1.0 in ")
+
+
+def test_pin_mismatch_keeps_nothing(settings: Settings) -> None:
+    pinned = "0123456789" * 4
+    with pytest.raises(ToolkitError) as error:
+        sources.clone(change(settings, commit=pinned))
+    for part in ("one", "v1.0", settings.sources[0].commit, pinned, "sources.one.commit"):
+        assert part in str(error.value)
+    assert list(settings.sources[0].path.parent.iterdir()) == []
+
+
+def test_unreachable_source(settings: Settings, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/nowhere"
+    with pytest.raises(ToolkitError) as error:
+        sources.clone(change(settings, url=url))
+    message = str(error.value)
+    assert "\n" not in message
+    assert url in message and "does not appear to be a git repository" in message
+    assert "insteadOf" in message and "--set sources.one.url=" in message
+    assert list(settings.sources[0].path.parent.iterdir()) == []
+
+
+def test_tag_that_does_not_exist(settings: Settings) -> None:
+    with pytest.raises(ToolkitError, match=r"has no tag v9: correct sources\.one\.tag"):
+        sources.clone(change(settings, tag="v9"))
+
+
+def test_commit_that_does_not_exist(settings: Settings) -> None:
+    with pytest.raises(ToolkitError, match=r"has no commit (0123456789){4}: correct sources\.one\.commit"):
+        sources.clone(change(settings, tag="", commit="0123456789" * 4))
+
+
+def test_leftover_of_an_interrupted_clone_is_removed(settings: Settings) -> None:
+    leftover = settings.sources[0].path.with_name(".one.partial")
+    (leftover / ".git").mkdir(parents=True)
+    (leftover / ".git/HEAD").write_text("half done")
+    sources.clone(settings)
+    assert sorted(path.name for path in leftover.parent.iterdir()) == ["one", "two"]
+
+
+def test_changed_pin_clones_again(settings: Settings) -> None:
+    sources.clone(settings)
+    changed = change(settings, exclude=("/win32/", "/src/other.c"))
+    assert [result.fresh for result in sources.clone(changed)] == [True, False]
+    assert not (settings.sources[0].path / "src/other.c").exists()
+    assert sorted(path.name for path in settings.sources[0].path.parent.iterdir()) == ["one", "two"]
+
+
+def test_changed_pin_spares_an_uncommitted_change(settings: Settings) -> None:
+    sources.clone(settings)
+    file = settings.sources[0].path / "README"
+    file.write_text("mine\n")
+    with pytest.raises(ToolkitError, match=r"one: .* has local changes \(README\)"):
+        sources.clone(change(settings, exclude=()))
+    assert file.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("keep", [["checkout", "--quiet", "-b", "mine"], []])
+def test_changed_pin_spares_a_commit(settings: Settings, keep: list[str]) -> None:
+    sources.clone(settings)
+    path = settings.sources[0].path
+    if keep:
+        git(path, *keep)
+    (path / "README").write_text("mine\n")
+    git(path, "commit", "--quiet", "--all", "--message=My work")
+    if keep:
+        git(path, "checkout", "--quiet", "--detach", settings.sources[0].commit)
+    with pytest.raises(ToolkitError, match="My work"):
+        sources.clone(change(settings, exclude=()))
+    assert "My work" in git(path, "log", "--format=%s", "HEAD", "--all")
+
+
+def test_clone_refuses_another_checkout(settings: Settings) -> None:
+    sources.clone(settings)
+    git(settings.sources[0].path, "commit", "--quiet", "--allow-empty", "--message=My work")
+    with pytest.raises(ToolkitError, match=r"has local changes .*My work"):
+        sources.clone(settings)
+
+
+def test_directory_that_is_not_a_clone(settings: Settings) -> None:
+    settings.sources[0].path.mkdir(parents=True)
+    (settings.sources[0].path / "mine").write_text("mine")
+    with pytest.raises(ToolkitError, match=r"was not made by `inv clone`"):
+        sources.clone(settings)
+    assert (settings.sources[0].path / "mine").exists()
+
+
+def test_export(settings: Settings, tmp_path: Path) -> None:
+    sources.clone(settings)
+    source = settings.sources[0]
+    (source.path / "README").write_text("changed\n")
+    target = tmp_path / "out/one.tar"
+    sources.export(source, target)
+    with tarfile.open(target) as tar:
+        members = {member.name: member for member in tar}
+        assert list(members) == ["README", "build.sh", "link", "src/main.c", "src/other.c"]
+        readme = tar.extractfile("README")
+        assert readme is not None and readme.read() == b"one\n"
+    assert [members[name].mode for name in ("README", "build.sh")] == [0o644, 0o755]
+    assert members["link"].issym() and members["link"].linkname == "src/main.c"
+    assert {(member.uid, member.gid, member.mtime) for member in members.values()} == {(0, 0, 1714979289)}
+
+
+def test_export_is_deterministic(settings: Settings, tmp_path: Path) -> None:
+    sources.clone(settings)
+    source = settings.sources[0]
+    first, second = tmp_path / "first.tar", tmp_path / "second.tar"
+    sources.export(source, first)
+    shutil.rmtree(source.path)
+    sources.clone(settings)
+    sources.export(source, second)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_export_again_does_nothing(settings: Settings, tmp_path: Path) -> None:
+    sources.clone(settings)
+    source, target = settings.sources[0], tmp_path / "one.tar"
+    sources.export(source, target)
+    before = target.stat().st_mtime_ns
+    sources.export(source, target)
+    assert target.stat().st_mtime_ns == before
+    wider = change(settings, exclude=())
+    with pytest.raises(ToolkitError, match=r"was cloned for other settings of one: run `inv clone`"):
+        sources.export(wider.sources[0], target)
+
+
+def test_export_of_an_incomplete_tree(settings: Settings, tmp_path: Path) -> None:
+    sources.clone(settings)
+    source = settings.sources[0]
+    blob = git(source.path, "rev-parse", "HEAD:README")
+    packs = source.path / ".git/objects/pack"
+    loose = tmp_path / "packs"
+    packs.rename(loose)
+    packs.mkdir()
+    for pack in loose.glob("*.pack"):
+        with pack.open("rb") as stream:
+            subprocess.run(["git", "unpack-objects", "-q"], cwd=source.path, stdin=stream, check=True)
+    (source.path / ".git/objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(ToolkitError, match="is incomplete"):
+        sources.export(source, tmp_path / "one.tar")
+    assert not list(tmp_path.glob("one.tar*"))
+
+
+def test_clone_waits_for_another_run(settings: Settings) -> None:
+    output = io.StringIO()
+    with ThreadPoolExecutor() as pool:
+        with sources.locked(settings):
+            other = pool.submit(sources.clone, settings, Console(file=output))
+            deadline = time.monotonic() + 10
+            while "waiting for another run" not in output.getvalue() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.2)
+            assert not other.done() and list(settings.sources[0].path.parent.iterdir()) == []
+        assert [result.fresh for result in other.result(timeout=30)] == [True, True]
+    assert output.getvalue().startswith("waiting for another run in ")
+
+
+def test_reachable(settings: Settings, tmp_path: Path) -> None:
+    source = settings.sources[0]
+    assert sources.reachable(source) == ""
+    assert sources.reachable(dataclasses.replace(source, tag="v9")) == "there is no tag v9"
+    assert "repository" in sources.reachable(dataclasses.replace(source, url=f"file://{tmp_path}/nowhere"))
+
+
+def test_real_upstreams(real_settings: Settings, tmp_path: Path) -> None:
+    for source in real_settings.sources:
+        if why := sources.reachable(source):
+            pytest.skip(f"{source.url}: {why}")
+    sources.clone(real_settings)
+    for source in real_settings.sources:
+        sources.export(source, tmp_path / f"{source.name}.tar")
+        with tarfile.open(tmp_path / f"{source.name}.tar") as tar:
+            exported = {member.name for member in tar}
+        assert exported == set(git(source.path, "ls-files").splitlines()) - {
+            line[2:] for line in git(source.path, "ls-files", "-t").splitlines() if line.startswith("S ")
+        }
