@@ -1,0 +1,393 @@
+"""The patch series: render it, check it, apply it, take it back.
+
+Patches are `git format-patch` mails in patches/<upstream>/NNNN-*.patch and
+Jinja2 templates at once. The delimiters are %{ }%, %[ ]% and %# #%, because
+{{, {% and {# occur in C.
+"""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined, TemplateError, meta, nodes
+from rich.console import Console
+from rich.table import Table
+from unidiff.errors import UnidiffParseError
+from unidiff.patch import PatchSet
+
+from scripts import sources
+from scripts.errors import ToolkitError
+from scripts.settings import Settings, Source
+from scripts.sources import COMMITTER_EMAIL, COMMITTER_NAME, Tree, listing, local, short, version
+
+NAME = re.compile(r"\d{4}-.+\.patch")
+FAILED_HUNK = re.compile(r"patch failed: (?P<file>.+):(?P<line>\d+)")
+CORRUPT_LINE = re.compile(r"(?:at line |:)(?P<line>\d+)$")
+# Any bytes of an upstream file survive a round trip through str.
+BYTES = "surrogateescape"
+ALREADY = "already applied"
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """The lines that a patch adds to and removes from the file `path`."""
+
+    path: str
+    added: int
+    removed: int
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One rendered patch: `text` is the whole mail, `diff` its parsed diff."""
+
+    path: Path
+    subject: str
+    text: str
+    diff: PatchSet
+
+    @property
+    def name(self) -> str:
+        """The file name, NNNN-*.patch."""
+        return self.path.name
+
+    @property
+    def diffstat(self) -> tuple[FileChange, ...]:
+        """The changed lines of each file."""
+        return tuple(FileChange(file.path, file.added, file.removed) for file in self.diff)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done to `source` (`action`, for the eye) with which patches."""
+
+    source: Source
+    action: str
+    patches: tuple[Patch, ...]
+
+
+def render(settings: Settings, source: Source) -> list[Patch]:
+    """Return the patches of `source` in the order of their numbers.
+
+    Raises ToolkitError, with file and line, on an error in the template, an
+    unknown variable or a diff that cannot be parsed.
+    """
+    return [_render(settings, path) for path in _files(settings, source)]
+
+
+def series_hash(settings: Settings) -> str:
+    """Return the SHA-256 (64 hexadecimal digits) of all rendered patches and their names."""
+    return _hash([patch for source in settings.sources for patch in render(settings, source)])
+
+
+def short_hash(settings: Settings) -> str:
+    """Return the first 12 digits of `series_hash`."""
+    return series_hash(settings)[:12]
+
+
+def check(settings: Settings) -> list[Outcome]:
+    """Check that the series applies to the pins, whatever is in the trees now.
+
+    The trees stay as they are. Raises ToolkitError that names the first hunk
+    that does not apply.
+    """
+    return [_check(settings, source) for source in settings.sources]
+
+
+def apply(settings: Settings) -> list[Outcome]:
+    """Commit the series on top of the pins: in all trees or, if that fails, in none.
+
+    An older series of the toolkit is replaced. Raises ToolkitError if a patch
+    does not apply or a tree has changes or commits of the user.
+    """
+    outcomes = check(settings)
+    trees = {source.name: _own_tree(source) for source in settings.sources}
+    results: list[Outcome] = []
+    changed: list[tuple[Source, Tree]] = []
+    try:
+        for outcome in outcomes:
+            source, tree = outcome.source, trees[outcome.source.name]
+            if _is_applied(tree, outcome.patches):
+                action = ALREADY if outcome.patches else "no patches"
+                results.append(Outcome(source, action, outcome.patches))
+                continue
+            changed.append((source, tree))
+            _apply(source, tree, outcome.patches)
+            action = "replaced an older series" if tree.head != tree.pin else "applied"
+            results.append(Outcome(source, action, outcome.patches))
+    except BaseException:
+        for source, tree in changed:
+            _restore(source, tree)
+        raise
+    return results
+
+
+def revert(settings: Settings) -> list[Outcome]:
+    """Take the trees back to their pins.
+
+    Raises ToolkitError, before it touches any, if a tree has changes or
+    commits of the user.
+    """
+    trees = [(source, _own_tree(source)) for source in settings.sources]
+    results = []
+    for source, tree in trees:
+        _to_pin(source, tree)
+        results.append(Outcome(source, "at the pin already" if tree.head == tree.pin else "back at the pin", ()))
+    return results
+
+
+def run(settings: Settings, check_only: bool = False, to_pins: bool = False, console: Console | None = None) -> None:
+    """Apply the series, or only check it, or take the trees back to their pins, and print the outcome."""
+    if check_only and to_pins:
+        raise ToolkitError("--check and --revert exclude each other: give one of them")
+    with sources.locked(settings, console):
+        outcomes = check(settings) if check_only else revert(settings) if to_pins else apply(settings)
+    show(outcomes, console)
+
+
+def show(outcomes: list[Outcome], console: Console | None = None) -> None:
+    """Print what was done: a line per source and, if patches were applied, per patch and file."""
+    console = console or Console()
+    table = Table("", "+", "-", box=None, pad_edge=False, show_header=any(map(_is_news, outcomes)))
+    table.columns[0].overflow = "fold"
+    for outcome in outcomes:
+        number = len(outcome.patches)
+        count = f" ({number} patch{'es' if number > 1 else ''})" if number else ""
+        table.add_row(f"{outcome.source.name} {version(outcome.source)}: {outcome.action}{count}")
+        for patch in outcome.patches if _is_news(outcome) else ():
+            table.add_row(f"  {patch.name}")
+            for file in patch.diffstat:
+                table.add_row(f"    {file.path}", str(file.added), str(file.removed))
+    # Without a terminal rich takes 80 columns for granted.
+    console.print(table, width=None if console.is_terminal else 160, highlight=False)
+
+
+def _is_news(outcome: Outcome) -> bool:
+    return bool(outcome.patches) and outcome.action != ALREADY
+
+
+def _files(settings: Settings, source: Source) -> list[Path]:
+    known = {item.name for item in settings.sources}
+    if settings.patches.is_dir():
+        for directory in settings.patches.iterdir():
+            if directory.is_dir() and directory.name not in known:
+                raise ToolkitError(f"{short(directory)}: there is no source of that name, use {listing(sorted(known))}")
+    files = sorted((settings.patches / source.name).glob("*.patch"))
+    for path in files:
+        if not NAME.fullmatch(path.name):
+            raise ToolkitError(f"{short(path)}: name it NNNN-subject.patch, the number gives the order")
+    return files
+
+
+def _render(settings: Settings, path: Path) -> Patch:
+    where = short(path)
+    template = path.read_bytes().decode(errors=BYTES)
+    if "\r" in template:
+        raise ToolkitError(f"{where}: has carriage returns: save it with Unix line ends")
+    text = _fill(template, {"nua_event": settings.nua_event, "esl_event": settings.esl_event}, where)
+    mail = email.message_from_string(text, policy=email.policy.default)
+    for header in ("From", "Date", "Subject"):
+        if header not in mail:
+            raise ToolkitError(f"{where}: has no '{header}:' header: make the file with `git format-patch`")
+    subject = re.sub(r"^\[PATCH[^]]*\]\s*", "", str(mail["Subject"]))
+    try:
+        diff = PatchSet(text)
+    except UnidiffParseError as error:
+        raise ToolkitError(f"{where}{_corrupt_line(text)}: {' '.join(str(error).split())}") from error
+    if not diff:
+        raise ToolkitError(f"{where}: has no diff: make the file with `git format-patch`")
+    return Patch(path, subject, text, diff)
+
+
+def _fill(template: str, variables: dict[str, str], where: str) -> str:
+    environment = Environment(
+        block_start_string="%[",
+        block_end_string="]%",
+        variable_start_string="%{",
+        variable_end_string="}%",
+        comment_start_string="%#",
+        comment_end_string="#%",
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    try:
+        parsed = environment.parse(template)
+        unknown = meta.find_undeclared_variables(parsed) - variables.keys()
+        for node in parsed.find_all(nodes.Name):
+            if node.name in unknown:
+                raise ToolkitError(f"{where}:{node.lineno}: unknown variable '{node.name}': use {listing(variables)}")
+        return environment.from_string(parsed).render(variables)
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        raise ToolkitError(f"{where}{f':{line}' if line else ''}: {error.message}") from error
+
+
+def _corrupt_line(text: str) -> str:
+    """Return ":LINE" of the spot where git cannot read the patch, "" if it can."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "patch"
+        file.write_text(text, errors=BYTES)
+        try:
+            local(Path(directory), "apply", "--numstat", str(file))
+        except ToolkitError as error:
+            if match := CORRUPT_LINE.search(str(error)):
+                return f":{match['line']}"
+    return ""
+
+
+def _hash(patches: list[Patch] | tuple[Patch, ...]) -> str:
+    digest = hashlib.sha256()
+    for patch in patches:
+        for part in (patch.path.parent.name, patch.name, patch.text):
+            data = part.encode(errors=BYTES)
+            digest.update(b"%d:%b" % (len(data), data))
+    return digest.hexdigest()
+
+
+def _check(settings: Settings, source: Source) -> Outcome:
+    sources.require(source)
+    patches = tuple(render(settings, source))
+    if not patches:
+        return Outcome(source, "no patches", ())
+    with _mails(patches) as mails:
+        index = mails[0].with_name("index")
+        local(source.path, "read-tree", source.commit, index=index)
+        for number, (patch, mail) in enumerate(zip(patches, mails, strict=True)):
+            try:
+                local(source.path, "apply", "--cached", "--whitespace=nowarn", str(mail), index=index)
+            except ToolkitError as error:
+                before = " with the patches before it" if number else ""
+                raise ToolkitError(
+                    f"{short(patch.path)}: {_culprit(patch, str(error))} {source.name} {version(source)}{before}: "
+                    "make the patch anew on that version"
+                ) from error
+    return Outcome(source, "applies", patches)
+
+
+def _culprit(patch: Patch, message: str) -> str:
+    """Return which hunk of which file does not apply "to" or is missing "in"."""
+    if match := FAILED_HUNK.search(message):
+        for file in patch.diff:
+            for number, hunk in enumerate(file, 1):
+                if file.path == match["file"] and hunk.source_start == int(match["line"]):
+                    header = f"@@ -{hunk.source_start},{hunk.source_length}"
+                    return f"hunk {number} of {file.path} ({header}) does not apply to"
+    return f"{message.rpartition('git apply failed: ')[2]}, so it does not apply to"
+
+
+@contextmanager
+def _mails(patches: tuple[Patch, ...]) -> Iterator[list[Path]]:
+    """Write the rendered patches to files in a temporary directory."""
+    with tempfile.TemporaryDirectory() as directory:
+        files = [Path(directory) / patch.name for patch in patches]
+        for file, patch in zip(files, patches, strict=True):
+            file.write_text(patch.text, errors=BYTES)
+        yield files
+
+
+def _own_tree(source: Source) -> Tree:
+    """Return the state of the tree of `source`, in which everything is the toolkit's own.
+
+    Ends a `git am` of the toolkit that was interrupted. Raises ToolkitError
+    if there are changes, commits or an operation of the user.
+    """
+    tree = sources.require(source)
+    changed = set(sources.changes(source))
+    stuck = (source.path / ".git/rebase-apply").exists()
+    where = f"{source.name}: {short(source.path)}"
+    if stuck and "applying" not in tree.config:
+        raise ToolkitError(
+            f"{where} is in the middle of a `git am` or `git rebase`: "
+            f"finish it or run `git -C {source.path} am --abort`"
+        )
+    if "applying" in tree.config:
+        # The tree was clean when the toolkit began: what is on files of its patches, it did itself.
+        changed -= set(json.loads(tree.config["applying"]))
+    if changed:
+        raise ToolkitError(
+            f"{where} has uncommitted changes ({listing(sorted(changed))}): commit them elsewhere or discard them "
+            f"(`git -C {source.path} stash -u`)"
+        )
+    if tree.foreign:
+        raise ToolkitError(
+            f"{where} has commits that are not the toolkit's ({listing(tree.foreign)}): save them "
+            f"(`git -C {source.path} branch NAME`), then run `git -C {source.path} checkout --detach {source.commit}`"
+        )
+    return tree
+
+
+def _is_applied(tree: Tree, patches: tuple[Patch, ...]) -> bool:
+    if "applying" in tree.config:
+        return False
+    if not patches:
+        return tree.head == tree.pin
+    return tree.config.get("series") == _hash(patches) and tree.config.get("head") == tree.head
+
+
+def _apply(source: Source, tree: Tree, patches: tuple[Patch, ...]) -> None:
+    _to_pin(source, tree)
+    if patches:
+        local(source.path, "config", "toolkit.applying", json.dumps(_touched(patches)))
+        with _mails(patches) as mails:
+            _am(source, mails)
+    head = local(source.path, "rev-parse", "HEAD").strip()
+    local(source.path, "config", "toolkit.head", head)
+    local(source.path, "config", "toolkit.series", _hash(patches))
+    _unset(source, "applying")
+
+
+def _touched(patches: tuple[Patch, ...]) -> list[str]:
+    files = [file for patch in patches for file in patch.diff]
+    # A renamed file has two names.
+    return sorted({file.path for file in files} | {file.source_file.removeprefix("a/") for file in files})
+
+
+def _am(source: Source, mails: list[Path]) -> None:
+    identity = {"GIT_COMMITTER_NAME": COMMITTER_NAME, "GIT_COMMITTER_EMAIL": COMMITTER_EMAIL}
+    options = ("--quiet", "--committer-date-is-author-date", "--whitespace=nowarn", "--no-gpg-sign")
+    local(source.path, "am", *options, *map(str, mails), env=identity)
+
+
+def _to_pin(source: Source, tree: Tree) -> None:
+    """Check out the pin of a tree that has nothing of the user in it."""
+    if "applying" in tree.config:
+        _abort(source, json.loads(tree.config["applying"]))
+    local(source.path, "checkout", "--quiet", "--detach", tree.pin)
+    for name in ("series", "head", "applying"):
+        _unset(source, name)
+
+
+def _abort(source: Source, files: list[str]) -> None:
+    """Clear away a `git am` of the toolkit, with the half-written `files` of its patches."""
+    shutil.rmtree(source.path / ".git/rebase-apply", ignore_errors=True)
+    local(source.path, "reset", "--quiet", "--hard")
+    for path in set(sources.changes(source)) & set(files):
+        (source.path / path).unlink()
+
+
+def _restore(source: Source, tree: Tree) -> None:
+    """Put a tree back to the commit and the records that it had."""
+    if applying := sources.require(source).config.get("applying"):
+        _abort(source, json.loads(applying))
+    local(source.path, "checkout", "--quiet", "--detach", tree.head)
+    _unset(source, "applying")
+    for name in ("series", "head"):
+        if name in tree.config:
+            local(source.path, "config", f"toolkit.{name}", tree.config[name])
+        else:
+            _unset(source, name)
+
+
+def _unset(source: Source, name: str) -> None:
+    if name in sources.require(source).config:
+        local(source.path, "config", "--unset-all", f"toolkit.{name}")

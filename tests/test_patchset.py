@@ -1,0 +1,305 @@
+"""Rendering, checking, applying and reverting the series."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from scripts import patchset, sources
+from scripts.errors import ToolkitError
+from scripts.settings import Settings
+from tests.conftest import AUTHOR, edited, git
+
+AddPatch = Callable[..., Path]
+
+
+@pytest.fixture
+def series(settings: Settings, add_patch: AddPatch) -> Settings:
+    """Return settings with two patches for "one", one for "two", and the trees cloned."""
+    add_patch("one", "First", {"src/main.c": [3], "new.c": []})
+    add_patch("one", "Second", {"src/main.c": [3, 30, 55], "src/other.c": [10, 50]})
+    add_patch("two", "Third", {"src/main.c": [20]})
+    sources.clone(settings)
+    return settings
+
+
+def state(settings: Settings) -> list[str]:
+    """Return all that a failure must leave alone: commits, files, records, index."""
+    found = []
+    for source in settings.sources:
+        found.append(git(source.path, "rev-parse", "HEAD"))
+        found.append(git(source.path, "ls-files", "--stage"))
+        found.append(git(source.path, "config", "--local", "--list"))
+        files = sorted(path for path in source.path.rglob("*") if path.is_file() and ".git" not in path.parts)
+        found += [f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    return found
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    """Replace the text `old`, which must be there, in the file `path`."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def patch_file(settings: Settings, start: str) -> Path:
+    """Return the patch of "one" whose name begins with `start`."""
+    return next((settings.patches / "one").glob(f"{start}*.patch"))
+
+
+def test_render(series: Settings) -> None:
+    replace(patch_file(series, "0001"), "+changed 3", "+%{ nua_event }% {{ x }} {% y %} %{ esl_event }%")
+    first, second = patchset.render(series, series.source("one"))
+    assert (first.name, first.subject) == ("0001-first.patch", "First")
+    assert f"+{series.nua_event} {{{{ x }}}} {{% y %}} {series.esl_event}\n" in first.text
+    assert [dataclasses.astuple(file) for file in second.diffstat] == [("src/main.c", 2, 2), ("src/other.c", 2, 2)]
+
+
+def test_unknown_variable(series: Settings) -> None:
+    path = patch_file(series, "0001")
+    replace(path, "+changed 3", "+%{ nua_evnt }%")
+    line = 1 + path.read_text().splitlines().index("+%{ nua_evnt }%")
+    with pytest.raises(
+        ToolkitError, match=rf"0001-first\.patch:{line}: unknown variable 'nua_evnt': use nua_event, esl"
+    ):
+        patchset.render(series, series.source("one"))
+
+
+def test_template_error(series: Settings) -> None:
+    path = patch_file(series, "0001")
+    replace(path, "+changed 3", "+%{ nua_event")
+    with pytest.raises(ToolkitError, match=r"0001-first\.patch:\d+: "):
+        patchset.render(series, series.source("one"))
+
+
+def test_corrupt_diff(series: Settings) -> None:
+    path = patch_file(series, "0002")
+    replace(path, " line 32\n", "")
+    with pytest.raises(ToolkitError, match=r"0002-second\.patch:\d+: "):
+        patchset.render(series, series.source("one"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("Just words\n", "has no 'From:' header"),
+        ("From: A <a@example.org>\nDate: now\nSubject: [PATCH] x\n\nWords\n", "has no diff"),
+        ("From: A <a@example.org>\r\n", "carriage returns"),
+    ],
+)
+def test_not_a_patch(series: Settings, content: str, message: str) -> None:
+    patch_file(series, "0001").write_bytes(content.encode())
+    with pytest.raises(ToolkitError, match=rf"0001-first\.patch: .*{message}"):
+        patchset.render(series, series.source("one"))
+
+
+def test_badly_named_files(series: Settings) -> None:
+    patch_file(series, "0001").rename(series.patches / "one/first.patch")
+    with pytest.raises(ToolkitError, match=r"first\.patch: name it NNNN-"):
+        patchset.render(series, series.source("one"))
+    (series.patches / "three").mkdir()
+    with pytest.raises(ToolkitError, match="three: there is no source of that name, use one, two"):
+        patchset.render(series, series.source("one"))
+
+
+def test_series_hash(series: Settings) -> None:
+    before = patchset.series_hash(series)
+    assert before.startswith(patchset.short_hash(series)) and len(patchset.short_hash(series)) == 12
+    assert patchset.series_hash(dataclasses.replace(series, nua_event="nua_i_other")) == before
+    patch_file(series, "0001").rename(series.patches / "one/0001-other.patch")
+    assert patchset.series_hash(series) != before
+
+
+def test_apply_commits_the_series(series: Settings) -> None:
+    outcomes = patchset.apply(series)
+    assert [outcome.action for outcome in outcomes] == ["applied", "applied"]
+    path = series.source("one").path
+    assert git(path, "log", "--format=%s", f"{series.source('one').commit}..").splitlines() == ["Second", "First"]
+    assert git(path, "log", "-1", "--format=%ae %ce %cI").split() == [
+        "ann@example.org",
+        sources.COMMITTER_EMAIL,
+        "2024-05-06T07:08:09Z",
+    ]
+    assert "changed 30\n" in (path / "src/main.c").read_text()
+    assert git(path, "status", "--porcelain") == ""
+
+
+def test_apply_gives_the_same_commits_whatever_the_user_configured(series: Settings) -> None:
+    patchset.apply(series)
+    commits = [git(source.path, "rev-parse", "HEAD") for source in series.sources]
+    for source in series.sources:
+        shutil.rmtree(source.path)
+    for name, value in {"commit.gpgSign": "true", "apply.whitespace": "fix", "am.threeWay": "true"}.items():
+        subprocess.run(["git", "config", "--global", name, value], check=True)
+    sources.clone(series)
+    patchset.apply(series)
+    assert [git(source.path, "rev-parse", "HEAD") for source in series.sources] == commits
+
+
+def test_apply_again_does_nothing(series: Settings) -> None:
+    patchset.apply(series)
+    before = state(series)
+    assert [outcome.action for outcome in patchset.apply(series)] == ["already applied", "already applied"]
+    assert state(series) == before
+
+
+def test_apply_replaces_an_older_series(series: Settings, add_patch: AddPatch) -> None:
+    patchset.apply(series)
+    add_patch("one", "Fourth", {"README": [1]})
+    assert [outcome.action for outcome in patchset.apply(series)] == ["replaced an older series", "already applied"]
+    assert git(series.source("one").path, "log", "-3", "--format=%s").splitlines() == ["Fourth", "Second", "First"]
+
+
+def test_check_leaves_the_trees(series: Settings) -> None:
+    (series.source("one").path / "src/main.c").write_text("mine\n")
+    before = state(series)
+    assert [outcome.action for outcome in patchset.check(series)] == ["applies", "applies"]
+    assert state(series) == before
+
+
+def test_hunk_that_does_not_apply_is_named(series: Settings) -> None:
+    replace(patch_file(series, "0002"), " line 49\n-line 50\n", " line 49\n-line fifty\n")
+    before = state(series)
+    where = r"0002-second\.patch: hunk 2 of src/other\.c \(@@ -47,7\)"
+    expected = where + r" does not apply to one v1\.0 with the patches before it"
+    for action in (patchset.check, patchset.apply):
+        with pytest.raises(ToolkitError, match=expected):
+            action(series)
+    assert state(series) == before
+
+
+def test_patch_of_a_missing_file_is_named(series: Settings) -> None:
+    path = patch_file(series, "0002")
+    path.write_text(path.read_text().replace("src/other.c", "src/gone.c"))
+    with pytest.raises(ToolkitError, match=r"0002-second\.patch: src/gone\.c: does not exist in index"):
+        patchset.check(series)
+
+
+def test_check_without_a_clone(settings: Settings) -> None:
+    with pytest.raises(ToolkitError, match=r"is missing: run `inv clone`"):
+        patchset.check(settings)
+
+
+@pytest.mark.parametrize("action", [patchset.apply, patchset.revert])
+def test_dirty_tree_is_left_alone(series: Settings, action: Callable[[Settings], object]) -> None:
+    patchset.apply(series)
+    patch_file(series, "0002").unlink()
+    edited(series.source("two").path / "src/other.c", 5)
+    (series.source("two").path / "untracked").write_text("mine\n")
+    before = state(series)
+    with pytest.raises(ToolkitError, match=r"two: .* has uncommitted changes \(src/other\.c, untracked\)"):
+        action(series)
+    assert state(series) == before
+
+
+@pytest.mark.parametrize("action", [patchset.apply, patchset.revert])
+def test_commit_of_the_user_is_left_alone(series: Settings, action: Callable[[Settings], object]) -> None:
+    patchset.apply(series)
+    patch_file(series, "0002").unlink()
+    path = series.source("two").path
+    edited(path / "src/other.c", 5)
+    git(path, "commit", "--quiet", "--all", "--message=My work")
+    before = state(series)
+    with pytest.raises(ToolkitError, match=r"two: .* commits that are not the toolkit's .*My work"):
+        action(series)
+    assert state(series) == before
+
+
+def test_failure_in_the_second_upstream_rolls_the_first_back(series: Settings) -> None:
+    # An untracked file in the way passes the check of the pin and is unknown to `git status`.
+    path = series.source("two").path
+    add = series.patches / "two/0002-add.patch"
+    add.write_text(
+        f"From: {AUTHOR['GIT_AUTHOR_NAME']} <ann@example.org>\nDate: {AUTHOR['GIT_AUTHOR_DATE']}\n"
+        "Subject: [PATCH] Add\n\n---\n"
+        "diff --git a/ignored b/ignored\nnew file mode 100644\n--- /dev/null\n+++ b/ignored\n@@ -0,0 +1 @@\n+new\n"
+    )
+    (path / ".git/info/exclude").write_text("/ignored\n")
+    (path / "ignored").write_text("mine\n")
+    before = state(series)
+    with pytest.raises(ToolkitError, match=r"git am failed: .*ignored: already exists in working directory"):
+        patchset.apply(series)
+    assert state(series) == before
+    assert not (path / ".git/rebase-apply").exists()
+
+
+def interrupted(series: Settings) -> Path:
+    """Leave a `git am` in the middle, as a killed run of the toolkit does; return the tree."""
+    source = series.source("one")
+    mail = series.patches.parent / "bad.patch"
+    mail.write_text(patch_file(series, "0002").read_text().replace("-line 30", "-line thirty"))
+    environment = {
+        **os.environ,
+        "GIT_COMMITTER_NAME": sources.COMMITTER_NAME,
+        "GIT_COMMITTER_EMAIL": sources.COMMITTER_EMAIL,
+    }
+    command = ["git", "am", "--quiet", str(patch_file(series, "0001")), str(mail)]
+    assert subprocess.run(command, cwd=source.path, env=environment, capture_output=True, check=False).returncode
+    assert (source.path / ".git/rebase-apply").exists()
+    edited(source.path / "src/other.c", 10)
+    return source.path
+
+
+def test_interrupted_am_of_the_toolkit_is_cleared_away(series: Settings) -> None:
+    path = interrupted(series)
+    git(path, "config", "toolkit.applying", json.dumps(["new.c", "src/main.c", "src/other.c"]))
+    patchset.apply(series)
+    assert git(path, "log", "-2", "--format=%s").splitlines() == ["Second", "First"]
+    assert not (path / ".git/rebase-apply").exists()
+    assert git(path, "status", "--porcelain") == ""
+
+
+def test_interrupted_am_of_the_user_is_left_alone(series: Settings) -> None:
+    path = interrupted(series)
+    before = state(series)
+    with pytest.raises(ToolkitError, match=r"one: .* is in the middle of a `git am`.* am --abort"):
+        patchset.apply(series)
+    assert state(series) == before
+    assert (path / ".git/rebase-apply").exists()
+
+
+def test_revert(series: Settings) -> None:
+    before = state(series)
+    patchset.apply(series)
+    assert [outcome.action for outcome in patchset.revert(series)] == ["back at the pin", "back at the pin"]
+    assert state(series) == before
+    assert [outcome.action for outcome in patchset.revert(series)] == ["at the pin already", "at the pin already"]
+
+
+def test_show_names_every_file_in_full(series: Settings) -> None:
+    output = io.StringIO()
+    patchset.run(series, console=Console(file=output))
+    lines = [line.split() for line in output.getvalue().splitlines()]
+    assert ["one", "v1.0:", "applied", "(2", "patches)"] in lines
+    assert ["0002-second.patch"] in lines and ["src/other.c", "2", "2"] in lines
+
+
+def test_check_and_revert_exclude_each_other(settings: Settings) -> None:
+    with pytest.raises(ToolkitError, match="exclude each other"):
+        patchset.run(settings, check_only=True, to_pins=True)
+
+
+def test_real_series_applies_and_reverts(real_settings: Settings) -> None:
+    for source in real_settings.sources:
+        if why := sources.reachable(source):
+            pytest.skip(f"{source.url}: {why}")
+    sources.clone(real_settings)
+    outcomes = patchset.apply(real_settings)
+    for outcome in outcomes:
+        commits = git(outcome.source.path, "rev-list", "--count", f"{outcome.source.commit}..HEAD")
+        assert int(commits) == len(outcome.patches)
+        assert git(outcome.source.path, "status", "--porcelain") == ""
+    patchset.revert(real_settings)
+    assert [git(source.path, "rev-parse", "HEAD") for source in real_settings.sources] == [
+        source.commit for source in real_settings.sources
+    ]
