@@ -1,0 +1,146 @@
+"""The base image: present, pulled or, where no registry answers, bootstrapped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from docker.errors import DockerException, ImageNotFound
+from requests.exceptions import RequestException
+from rich.console import Console
+
+from scripts import engine
+from scripts.clean import LABEL
+from scripts.errors import ToolkitError
+from scripts.settings import Settings
+
+INSTALL = "install it (`apt-get install debootstrap`)"
+
+
+def ensure(settings: Settings, console: Console | None = None) -> None:
+    """See to it that the base image is on this machine.
+
+    Raises ToolkitError if it is not there, cannot be pulled and cannot be made.
+    """
+    console = console or Console()
+    name = settings.base_image
+    with engine.connect() as client:
+        try:
+            client.images.get(name)
+            console.print(f"{name}: present", soft_wrap=True)
+            return
+        except ImageNotFound:
+            console.print(f"{name}: pulling", soft_wrap=True)
+        try:
+            client.images.pull(*_reference(name))
+            console.print(f"{name}: pulled", soft_wrap=True)
+            return
+        except (DockerException, RequestException) as error:
+            reason = engine.brief(error)
+    console.print(f"{name}: cannot be pulled ({reason}); bootstrapping {settings.base_suite} instead", soft_wrap=True)
+    make(settings, console)
+
+
+def make(settings: Settings, console: Console | None = None) -> None:
+    """Make the base image out of the packages of `base_suite` with debootstrap.
+
+    Needs root or sudo, and takes a minute or two. Raises ToolkitError if
+    something it needs is missing or fails; its temporary directory (some
+    300 MB in the build directory) is removed in any case.
+    """
+    console = console or Console()
+    tool = debootstrap()
+    if tool is None:
+        raise ToolkitError(f"debootstrap is missing, so {settings.base_image} cannot be made: {INSTALL}")
+    with engine.connect(), _directory(settings) as root:
+        _bootstrap([*_root_command(), tool, "--variant=minbase", settings.base_suite, str(root)], console)
+        _import(settings, root)
+    console.print(f"{settings.base_image}: made from {settings.base_suite}", soft_wrap=True)
+
+
+def debootstrap() -> str | None:
+    """Return the path of debootstrap, which an ordinary user's PATH may lack; None if it is missing."""
+    return shutil.which("debootstrap", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def _reference(image: str) -> tuple[str, str]:
+    """Split an image name into repository and tag ("latest" if there is none)."""
+    repository, separator, tag = image.rpartition(":")
+    return (repository, tag) if separator and "/" not in tag else (image, "latest")
+
+
+def _root_command() -> list[str]:
+    """Return what to put before a command that needs root: nothing or sudo."""
+    if os.geteuid() == 0:
+        return []
+    if shutil.which("sudo") is None:
+        raise ToolkitError("debootstrap needs root and sudo is missing: run `inv base` as root")
+    if sys.stdin.isatty():
+        return ["sudo"]
+    if subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False).returncode:
+        raise ToolkitError("debootstrap needs root and sudo asks for a password: run `inv base` on a terminal")
+    return ["sudo", "-n"]
+
+
+@contextmanager
+def _directory(settings: Settings) -> Iterator[Path]:
+    settings.build_directory.mkdir(parents=True, exist_ok=True)
+    # Not /tmp, which is often mounted nodev.
+    path = Path(tempfile.mkdtemp(prefix="base-", dir=settings.build_directory))
+    try:
+        path.chmod(0o755)
+        yield path
+    finally:
+        command = _root_command()
+        # An interrupted debootstrap can leave these mounted.
+        for mount in ("proc", "sys"):
+            if os.path.ismount(path / mount):
+                subprocess.run([*command, "umount", str(path / mount)], check=False)
+        subprocess.run([*command, "rm", "-rf", "--one-file-system", str(path)], check=False)
+        if not any(settings.build_directory.iterdir()):
+            settings.build_directory.rmdir()
+
+
+def _bootstrap(command: list[str], console: Console) -> None:
+    """Run debootstrap; its steps are a status on a terminal, else plain lines."""
+    last = ""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    try:
+        with console.status("debootstrap") as status:
+            for line in process.stdout or ():
+                last = line.strip() or last
+                status.update(f"debootstrap: {last.removeprefix('I: ')}")
+                if not console.is_terminal:
+                    console.print(last, soft_wrap=True, markup=False, highlight=False)
+    finally:
+        process.wait()
+    if process.returncode:
+        raise ToolkitError(
+            f"debootstrap failed ({last.removeprefix('E: ')}): check the network, build.base_suite, and that root may "
+            "mount and make devices here"
+        )
+
+
+def _import(settings: Settings, root: Path) -> None:
+    """Load the tree `root`, without its package archives and lists, as the base image."""
+    repository, tag = _reference(settings.base_image)
+    excludes = ["--exclude=./var/cache/apt/archives/*.deb", "--exclude=./var/lib/apt/lists/*"]
+    tar = [*_root_command(), "tar", "-C", str(root), "--numeric-owner", *excludes, "-c", "."]
+    changes = [f"LABEL {LABEL}=true", 'CMD ["bash"]']
+    with engine.connect(timeout=600) as client, subprocess.Popen(tar, stdout=subprocess.PIPE) as process:
+        answer = client.api.import_image_from_stream(process.stdout, repository=repository, tag=tag, changes=changes)
+        process.wait()
+        # The engine has made the image before anyone could see that its tar was cut short.
+        if process.returncode:
+            client.images.remove(settings.base_image)
+            raise ToolkitError(f"tar of {root} failed with status {process.returncode}: see its message above")
+    for line in answer.splitlines():
+        if error := json.loads(line).get("error"):
+            raise ToolkitError(f"Docker did not import {settings.base_image}: {error}")

@@ -1,0 +1,94 @@
+"""Remove what the toolkit made: containers, networks, images, build trees."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from scripts import engine, sources
+from scripts.errors import ToolkitError
+from scripts.settings import Settings
+from scripts.sources import short
+
+# Every container, network and image that the toolkit makes carries this label.
+LABEL = "org.freeswitch-tp-error"
+
+
+def clean(
+    settings: Settings,
+    sources: bool = True,
+    images: bool = True,
+    force: bool = False,
+    console: Console | None = None,
+    label: str = LABEL,
+) -> list[str]:
+    """Remove the toolkit's containers and networks, and the build directory.
+
+    `sources` includes the source trees, `images` the images. Returns what was
+    removed, a line each. Raises ToolkitError, before it removes anything, if
+    Docker cannot be reached or (unless `force`) a source tree has local changes.
+    """
+    console = console or Console()
+    if sources:
+        _check_trees(settings, force)
+    removed = _clean_engine(label, images) + _clean_build(settings, sources)
+    for line in removed or ["nothing to remove"]:
+        console.print(line, soft_wrap=True)
+    return removed
+
+
+def _check_trees(settings: Settings, force: bool) -> None:
+    for source in settings.sources:
+        if not force:
+            try:
+                sources.check_unchanged(source)
+            except ToolkitError as error:
+                raise ToolkitError(f"{error}, or give --force to lose them") from error
+        # Not even force removes a directory that the user made.
+        sources.inspect(source)
+
+
+def _clean_engine(label: str, images: bool) -> list[str]:
+    removed = []
+    filters = {"label": label}
+    with engine.connect() as client:
+        for container in client.containers.list(all=True, filters=filters):
+            container.remove(force=True, v=True)
+            removed.append(f"removed container {container.name}")
+        for network in client.networks.list(filters=filters):
+            network.remove()
+            removed.append(f"removed network {network.name}")
+        for image in client.images.list(filters=filters) if images else []:
+            client.images.remove(image.id, force=True)
+            removed.append(f"removed image {', '.join(image.tags) or image.short_id}")
+    return removed
+
+
+def _clean_build(settings: Settings, with_sources: bool) -> list[str]:
+    trees = [source.path for source in settings.sources]
+    doomed = [path for path in trees if path.exists()] if with_sources else []
+    if settings.build_directory.exists():
+        keep = set() if with_sources else {path for tree in trees for path in (tree, *tree.parents)}
+        doomed += [path for path in sorted(settings.build_directory.iterdir()) if path not in keep]
+    removed = []
+    for path in doomed:
+        if path.exists():
+            _remove(path)
+            removed.append(f"removed {short(path)}")
+    if settings.build_directory.exists() and not any(settings.build_directory.iterdir()):
+        settings.build_directory.rmdir()
+    return removed
+
+
+def _remove(path: Path) -> None:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:
+        raise ToolkitError(
+            f"cannot remove {error.filename or path} ({error.strerror}): remove it with the rights of its owner"
+        ) from error

@@ -1,0 +1,142 @@
+"""Look whether this machine has what the toolkit needs."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from docker import DockerClient
+from docker.errors import DockerException, ImageNotFound
+from git import Git
+from requests.exceptions import RequestException
+from rich.console import Console
+from rich.markup import escape
+
+from scripts import engine, sources
+from scripts.base import INSTALL, debootstrap
+from scripts.errors import ToolkitError
+from scripts.settings import Settings, Source
+
+PYTHON = (3, 11)
+# Partial clones that a sparse checkout fills, and GIT_CONFIG_GLOBAL.
+GIT = (2, 35)
+# Free space in bytes: at Docker's root for the images, and in the build directory.
+DOCKER_SPACE = 10e9
+BUILD_SPACE = 2e9
+# Seconds to wait for Docker, a registry or a git server.
+TIMEOUT = 8
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check. `remedy` is empty if all is well."""
+
+    name: str
+    detail: str
+    remedy: str = ""
+
+
+def doctor(settings: Settings, console: Console | None = None, ports: Iterable[int] | None = None) -> bool:
+    """Print a line per check and return whether all of them passed.
+
+    `ports` are the TCP ports that must be free (default: the event socket's).
+    Takes some 15 s at most.
+    """
+    console = console or Console()
+    checks: list[Callable[[], list[Check]]] = [
+        lambda: [_python(), _git(), _space(settings.build_directory, BUILD_SPACE, "build")],
+        lambda: _docker(settings),
+        lambda: [_port(port) for port in (ports if ports is not None else (settings.watch_port,))],
+        *(functools.partial(_source, source) for source in settings.sources),
+    ]
+    with ThreadPoolExecutor(len(checks)) as pool:
+        outcomes = [outcome for result in pool.map(lambda check: check(), checks) for outcome in result]
+    for outcome in outcomes:
+        mark = "[red]✗[/red]" if outcome.remedy else "[green]✓[/green]"
+        remedy = f": {outcome.remedy}" if outcome.remedy else ""
+        console.print(mark, escape(f"{outcome.name}: {outcome.detail}{remedy}"), soft_wrap=True, highlight=False)
+    return not any(outcome.remedy for outcome in outcomes)
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check("Python", version, "" if sys.version_info >= PYTHON else f"use {PYTHON[0]}.{PYTHON[1]} or newer")
+
+
+def _git() -> Check:
+    version = Git().version_info
+    found = ".".join(map(str, version))
+    return Check("git", found, "" if version >= GIT else f"use {GIT[0]}.{GIT[1]} or newer")
+
+
+def _docker(settings: Settings) -> list[Check]:
+    if shutil.which("docker") is None:
+        return [Check("Docker", "no docker command", "install Docker (`apt-get install docker.io`)")]
+    try:
+        with engine.connect(TIMEOUT) as client:
+            found = Check("Docker", f"engine {client.version()['Version']}")
+            return [found, _docker_space(client), _base_image(client, settings.base_image)]
+    except ToolkitError as error:
+        detail, _, remedy = str(error).rpartition(": ")
+        return [Check("Docker", detail.removeprefix("Docker "), remedy)]
+
+
+def _docker_space(client: DockerClient) -> Check:
+    root = Path(client.info()["DockerRootDir"])
+    if not root.exists():
+        return Check("disk space of Docker", f"{root} is not on this machine, not checked")
+    return _space(root, DOCKER_SPACE, "Docker")
+
+
+def _space(path: Path, needed: float, what: str) -> Check:
+    while not path.exists():
+        path = path.parent
+    free = shutil.disk_usage(path).free
+    remedy = (
+        "" if free >= needed else f"{needed / 1e9:.0f} GB are needed, make room (`inv clean`, `docker system prune`)"
+    )
+    return Check(f"disk space of {what}", f"{free / 1e9:.1f} GB free at {path}", remedy)
+
+
+def _base_image(client: DockerClient, image: str) -> Check:
+    name = f"base image {image}"
+    try:
+        client.images.get(image)
+        return Check(name, "present")
+    except ImageNotFound:
+        pass
+    try:
+        client.images.get_registry_data(image)
+        return Check(name, "can be pulled")
+    except (DockerException, RequestException):
+        pass
+    if debootstrap():
+        return Check(name, "cannot be pulled, `inv base` will make it with debootstrap")
+    return Check(name, "neither present nor to be pulled, and debootstrap is missing", INSTALL)
+
+
+def _port(port: int) -> Check:
+    with socket.socket() as server:
+        # Else the end of a connection, just closed, looks like a server.
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind(("", port))
+            server.listen()
+        except OSError as error:
+            remedy = f"stop what uses it (`ss -ltnp 'sport = :{port}'` shows it) or use --set watch.port=..."
+            return Check(f"port {port}", os.strerror(error.errno or 0).lower(), remedy)
+    return Check(f"port {port}", "free")
+
+
+def _source(source: Source) -> list[Check]:
+    name = f"source {source.name}"
+    if why := sources.reachable(source, TIMEOUT):
+        return [Check(name, f"{source.url}: {why}", f"check the network or use --set {sources.key(source)}.url=...")]
+    return [Check(name, f"{source.url} {sources.version(source)}")]
