@@ -1,0 +1,94 @@
+"""The tasks of the toolkit. `inv --list` lists them, `inv --help TASK` explains one.
+
+The modules are imported where they are needed: `inv --list` stays fast.
+"""
+
+from invoke.context import Context
+
+from scripts.cli import check_variables, command, run_tests, settings
+
+check_variables()
+
+
+@command()
+def doctor(context: Context, set_: list[str]) -> bool:
+    """Check that this machine has all that the toolkit needs."""
+    from scripts import doctor
+
+    return doctor.doctor(settings(context, set_))
+
+
+@command()
+def base(context: Context, set_: list[str]) -> None:
+    """Get the base image: pull it or, failing that, make it with debootstrap."""
+    from scripts import base
+
+    base.ensure(settings(context, set_))
+
+
+@command()
+def clone(context: Context, set_: list[str]) -> None:
+    """Clone the pinned upstreams into build/sources."""
+    from scripts import sources
+
+    sources.clone(settings(context, set_))
+
+
+@command(
+    check="Only check that the series applies to the pins; the trees stay as they are.",
+    revert="Take the trees back to their pins.",
+)
+def patch(context: Context, set_: list[str], check: bool = False, revert: bool = False) -> None:
+    """Apply the patch series to the cloned upstreams, all of it or nothing."""
+    from scripts import patchset
+
+    patchset.run(settings(context, set_), check_only=check, to_pins=revert)
+
+
+@command()
+def build(context: Context, set_: list[str]) -> None:
+    """Build the image with the patched FreeSWITCH."""
+    from scripts import image
+
+    image.build(settings(context, set_))
+
+
+@command()
+def verify(context: Context, set_: list[str]) -> None:
+    """Clone, patch, build, and verify the patched FreeSWITCH with SIPp."""
+    from scripts import scenario
+
+    scenario.verify(settings(context, set_))
+
+
+@command(
+    host="Host of the event socket (default: watch.host).",
+    port="Port of the event socket (default: watch.port).",
+    password="Password of the event socket (default: the environment variable ESL_PASSWORD).",
+    json="Print each event as one line of JSON.",
+)
+def watch(
+    context: Context, set_: list[str], host: str = "", port: int = 0, password: str = "", json: bool = False
+) -> None:
+    """Print the reports of lost connections of a running FreeSWITCH as they come."""
+    from scripts import events
+
+    events.watch(settings(context, set_), host, port, password, json)
+
+
+@command(
+    sources="Remove the source trees too (default; --no-sources keeps them).",
+    images="Remove the images too (default; --no-images keeps them).",
+    force="Remove source trees with local changes, too.",
+)
+def clean(context: Context, set_: list[str], sources: bool = True, images: bool = True, force: bool = False) -> None:
+    """Remove what the toolkit made: containers, networks, images, build trees."""
+    from scripts import clean
+
+    clean.clean(settings(context, set_), sources, images, force)
+
+
+@command(args="Arguments for pytest, in one string (--args='-k patchset -x', say).")
+def test(context: Context, set_: list[str], args: str = "") -> object:
+    """Run the tests with pytest."""
+    return run_tests(context, set_, args)

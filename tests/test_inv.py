@@ -1,0 +1,205 @@
+"""The command line: scripts/inv and the tasks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def project(tmp_path: Path, root: Path) -> Path:
+    """Return a copy of the project, at a path with a space, with nothing to install."""
+    path = tmp_path / "a project"
+    shutil.copytree(root / "scripts", path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(root / "patches", path / "patches")
+    for name in ("tasks.py", "invoke.yaml"):
+        shutil.copy(root / name, path / name)
+    (path / "requirements.txt").write_text("# nothing\n")
+    return path
+
+
+def made(project: Path) -> Path:
+    """Give `project` a complete .venv that stands for this Python's environment."""
+    venv = project / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/inv").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m invoke "$@"\n')
+    (venv / "bin/inv").chmod(0o755)
+    shutil.copy(project / "requirements.txt", venv / ".requirements")
+    (venv / ".place").write_text(f"{project}\n")
+    return project
+
+
+def run(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run scripts/inv of `project` in another directory."""
+    command = [str(project / "scripts/inv"), *arguments]
+    return subprocess.run(
+        command, cwd="/", env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def test_list_explains_every_task(project: Path) -> None:
+    result = run(made(project), "--list")
+    assert result.returncode == 0
+    for name in ("doctor", "base", "clone", "patch", "build", "verify", "watch", "clean", "test"):
+        line = next(line for line in result.stdout.splitlines() if line.split()[:1] == [name])
+        assert len(line.split()) > 3
+
+
+def test_list_is_fast(project: Path) -> None:
+    made(project)
+    run(project, "--list")
+    start = time.monotonic()
+    run(project, "--list")
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("task", ["doctor", "base", "clone", "patch", "build", "verify", "watch", "clean", "test"])
+def test_every_task_has_set(project: Path, task: str) -> None:
+    result = run(made(project), "--help", task)
+    assert result.returncode == 0
+    assert "-s, --set " in result.stdout and "key=value" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["clone", "--set", "build.job=3"], "error: --set build.job=3: unknown setting 'build.job', invoke.yaml lists"),
+        (["clone", "-s", "build.jobs=many"], "error: --set build.jobs=many: 'many' is not a whole number"),
+        (["patch", "--check", "--revert"], "error: --check and --revert exclude each other"),
+        (["patch", "--check"], "error: build/sources/sofia-sip is missing: run `inv clone`"),
+        (["patch", "--chek"], "No idea what '--chek' is!"),
+        (["ptach"], "No idea what 'ptach' is!"),
+    ],
+)
+def test_mistakes_get_one_line(project: Path, arguments: list[str], message: str) -> None:
+    result = run(made(project), *arguments)
+    assert result.returncode == 1
+    assert result.stderr.startswith(message)
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_setting_from_the_environment(project: Path) -> None:
+    result = run(made(project), "clone", INVOKE_SOURCES_SOFIA_SIP_URL="file:///nowhere")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: sofia-sip: cannot fetch v1.13.17 from file:///nowhere (")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("INVOKE_BUILD_JOB", "3", "error: unknown setting in environment variable INVOKE_BUILD_JOB: invoke.yaml"),
+        ("INVOKE_BUILD_JOBS", "abc", "error: environment variable INVOKE_BUILD_JOBS: 'abc' is not a whole number"),
+        ("INVOKE_BUILD_MODULES", "x", "error: environment variable INVOKE_BUILD_MODULES: a list is set with --set"),
+    ],
+)
+def test_mistakes_in_the_environment_get_one_line(project: Path, variable: str, value: str, message: str) -> None:
+    result = run(made(project), "clone", **{variable: value})
+    assert result.returncode == 1
+    assert result.stderr.startswith(message)
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_without_git(project: Path, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("sh", "cmp", "readlink", "dirname"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    result = run(made(project), "clone", PATH=str(tools))
+    assert (result.returncode, result.stderr) == (1, "error: git is missing: install it (`apt-get install git`)\n")
+
+
+def test_ctrl_c(project: Path, tmp_path: Path) -> None:
+    """A git server that accepts connections and never answers holds the clone up."""
+    fake = tmp_path / "bin/git-remote-slow"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\nexec sleep 60\n")
+    fake.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}", "GIT_ALLOW_PROTOCOL": "slow"}
+    process = subprocess.Popen(
+        [str(made(project) / "scripts/inv"), "clone", "--set", "sources.sofia_sip.url=slow://host/x"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    trees = project / "build/sources"
+    deadline = time.monotonic() + 20
+    while not (trees / ".sofia-sip.partial/.git/info/sparse-checkout").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors == "interrupted\n"
+    assert list(trees.iterdir()) == []
+
+
+def test_first_run_makes_the_environment(project: Path) -> None:
+    """Without network: the requirement is a package in the project itself."""
+    package = project / "package"
+    package.mkdir()
+    (package / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    (package / "backend.py").write_text(BACKEND)
+    (project / "requirements.txt").write_text(f"fakeinv @ {package.as_uri()}\n")
+    first = run(project, "some", "task")
+    assert first.returncode == 0, first.stderr
+    assert first.stderr.startswith("inv: first use, making ")
+    assert first.stdout.split("\n")[0] == f"--search-root|{project}|some|task"
+    start = time.monotonic()
+    second = run(project, "some", "task")
+    assert (second.stdout, second.stderr) == (first.stdout, "")
+    assert time.monotonic() - start < 2
+
+    (project / ".venv/.requirements").unlink()
+    (project / ".venv/bin/inv").write_text("broken")
+    assert run(project, "some", "task").stdout == first.stdout
+
+
+# The smallest build backend: a wheel with a script `inv` that prints its arguments.
+BACKEND = """
+import zipfile
+
+def build_wheel(directory, config_settings=None, metadata_directory=None):
+    info = "fakeinv-1.dist-info"
+    with zipfile.ZipFile(f"{directory}/fakeinv-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("fakeinv.py", "import sys\\ndef main(): print('|'.join(sys.argv[1:]))\\n")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\\nName: fakeinv\\nVersion: 1\\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(f"{info}/entry_points.txt", "[console_scripts]\\ninv = fakeinv:main\\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return "fakeinv-1-py3-none-any.whl"
+"""
+
+
+def test_requirement_that_cannot_be_installed(project: Path) -> None:
+    (project / "requirements.txt").write_text("nothing-of-that-name==0.0.1\n")
+    result = run(project, "--list", PIP_NO_INDEX="1")
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("inv: cannot install requirements.txt (ERROR: No matching distribution found")
+    assert not (project / ".venv").exists()
+
+
+def test_python_that_is_too_old(project: Path, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("sh", "cmp", "readlink", "dirname", "mktemp", "rm", "flock"):
+        if found := shutil.which(name):
+            (tools / name).symlink_to(found)
+    old = tools / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2" || exit 1\n')
+    old.chmod(0o755)
+    result = run(project, "--list", PATH=str(tools))
+    assert result.returncode == 1
+    assert result.stderr == "inv: Python 3.11 or newer is needed, found Python 3.9.2: install it (python3.11, say)\n"
