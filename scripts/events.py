@@ -1,0 +1,436 @@
+"""Events of a running FreeSWITCH, over its event socket (ESL)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Any
+
+from genesis import ESLEvent, Inbound
+from genesis.exceptions import AuthenticationError, GenesisError
+from rich.console import Console
+from rich.table import Table
+
+from scripts.errors import ToolkitError
+from scripts.settings import Settings
+
+# genesis logs to stdout, in the middle of the events; what goes wrong on a
+# connection comes out as an exception here instead.
+_log = logging.getLogger("genesis.logger")
+_log.handlers = [logging.NullHandler()]
+_log.propagate = False
+
+REGISTER = "sofia::register"
+UNREGISTER = "sofia::unregister"
+
+# What FreeSWITCH writes for a header whose value is empty.
+UNDEFINED = "_undef_"
+TRANSPORTS = frozenset({"tcp", "tls", "ws", "wss"})
+CLOSE_CAUSES = frozenset({"peer-closed", "reset", "timeout", "send-error", "tls-error", "protocol-error", "local"})
+
+Headers = Mapping[str, str | list[str]]
+
+
+class Unreachable(ToolkitError):
+    """Nothing answers as an event socket at the address."""
+
+
+class ConnectionLost(ToolkitError):
+    """The event socket went away after it had been in use."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event with its decoded headers and the moment it arrived.
+
+    `arrived_ns` is nanoseconds since the epoch on this machine's clock. A
+    header that came more than once is a list.
+    """
+
+    headers: Headers
+    arrived_ns: int
+
+    @property
+    def subclass(self) -> str:
+        return self.get("Event-Subclass")
+
+    def get(self, name: str) -> str:
+        """Return the header's value, "" if it's missing, empty or ambiguous."""
+        value = self.headers.get(name)
+        return value if isinstance(value, str) and value != UNDEFINED else ""
+
+
+class _Inbox(asyncio.Queue[ESLEvent]):
+    """The queue between genesis's reader and its dispatcher.
+
+    Stamping here is closest to the socket. It's also the one place that sees
+    everything: the dispatcher drops what is still queued when the connection
+    ends, and offers a handler no rejection by the ACL.
+    """
+
+    def __init__(self, received: asyncio.Queue[Event | None]) -> None:
+        super().__init__()
+        self.received = received
+        self.rejected = False
+
+    def put_nowait(self, item: ESLEvent) -> None:
+        arrived_ns = time.time_ns()
+        if item.get("Content-Type") == "text/rude-rejection":
+            self.rejected = True
+        elif "Event-Name" in item:
+            headers = {key: value for key, value in item.items() if key not in ("Content-Length", "Content-Type")}
+            self.received.put_nowait(Event(headers, arrived_ns))
+        super().put_nowait(item)
+
+
+class _Client(Inbound):
+    """genesis's client that also tells when the connection is over.
+
+    On its own it waits for ever for the answer to a command, or for the login
+    prompt, of a server that is gone.
+    """
+
+    def __init__(self, host: str, port: int, password: str, timeout: float) -> None:
+        super().__init__(host, port, password, timeout)
+        self.received: asyncio.Queue[Event | None] = asyncio.Queue()
+        self.inbox = _Inbox(self.received)
+        self.events = self.inbox
+        self.ended = asyncio.Event()
+
+    async def handler(self) -> None:
+        try:
+            # A message cut off in the middle is the end of the connection too.
+            with contextlib.suppress(asyncio.IncompleteReadError, OSError, ValueError):
+                await super().handler()
+        finally:
+            # Also when genesis stops on a disconnect notice: it cancels this.
+            self.is_connected = False
+            self.ended.set()
+            self.received.put_nowait(None)
+
+
+class Subscriber:
+    """A logged-in event socket that receives CUSTOM events.
+
+    An async context manager; entering it connects, logs in and subscribes to
+    `subclasses`. `timeout` (seconds) holds for each of these, and for `api`.
+
+    Entering raises Unreachable if nothing answers at `host`:`port`, and
+    ToolkitError if the password is wrong or the ACL denies this host.
+    """
+
+    def __init__(self, host: str, port: int, password: str, subclasses: Iterable[str], timeout: float = 5.0) -> None:
+        if not password or any(character in password for character in "\r\n"):
+            raise ToolkitError(f"event socket {host}:{port}: the password is empty or has a line break")
+        self.host = host
+        self.port = port
+        self.subclasses = tuple(subclasses)
+        self.timeout = timeout
+        self._address = f"{host}:{port}"
+        self._client = _Client(host, port, password, timeout)
+
+    async def __aenter__(self) -> Subscriber:
+        try:
+            await self._connect()
+            reply = await self._send(f"event plain CUSTOM {' '.join(self.subclasses)}")
+        except BaseException:
+            await self._client.stop()
+            raise
+        if not str(reply.get("Reply-Text", "")).startswith("+OK"):
+            await self._client.stop()
+            raise ToolkitError(f"FreeSWITCH at {self._address} refuses the subscription: {reply.get('Reply-Text')}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.stop()
+
+    async def api(self, command: str) -> str:
+        """Return the output of an API command ("status", say), unchanged.
+
+        Raises ConnectionLost if FreeSWITCH goes away or doesn't answer in
+        time; the subscriber is of no use after that.
+        """
+        return (await self._send(f"api {command}")).body or ""
+
+    async def get(self, timeout: float | None = None) -> Event:
+        """Return the next event, in the order of arrival.
+
+        `timeout` is in seconds, None waits for ever. Raises TimeoutError if
+        none came, and ConnectionLost once the connection is over and all that
+        had come before is handed out.
+        """
+        async with asyncio.timeout(timeout):
+            event = await self._client.received.get()
+        if event is None:
+            self._client.received.put_nowait(None)
+            raise self._lost()
+        return event
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while True:
+            yield await self.get()
+
+    def _lost(self) -> ConnectionLost:
+        return ConnectionLost(f"lost the event socket at {self._address}: is FreeSWITCH still running?")
+
+    async def _connect(self) -> None:
+        start = asyncio.create_task(self._client.start())
+        try:
+            await self._race(start)
+            await start
+        except AuthenticationError:
+            raise ToolkitError(
+                f"FreeSWITCH at {self._address} refuses the password: pass the one in its event_socket.conf.xml"
+            ) from None
+        except TimeoutError:
+            raise Unreachable(f"no answer from {self._address} in {self.timeout:g} s: is it an event socket?") from None
+        except GenesisError:
+            raise Unreachable(f"no answer from {self._address} in {self.timeout:g} s: is FreeSWITCH there?") from None
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+            raise Unreachable(
+                f"can't connect to {self._address}: {reason}: is FreeSWITCH running, is its event socket there?"
+            ) from None
+
+    async def _race(self, start: asyncio.Task[None]) -> None:
+        """Wait until the login is done; raise if the connection ends instead."""
+        ended = asyncio.create_task(self._client.ended.wait())
+        try:
+            done, _ = await asyncio.wait({start, ended}, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED)
+            if start in done:
+                return
+            if not done:
+                raise TimeoutError
+            # The refusal of a login is followed at once by the end.
+            done, _ = await asyncio.wait({start}, timeout=0.2)
+            if start in done and start.exception():
+                return
+        finally:
+            ended.cancel()
+            start.cancel()
+            await asyncio.wait({start})
+        if self._client.inbox.rejected:
+            raise ToolkitError(
+                f"the ACL of FreeSWITCH at {self._address} denies this host: add its network to apply-inbound-acl "
+                "in event_socket.conf.xml"
+            )
+        raise Unreachable(f"{self._address} closed the connection before the login: is it an event socket?")
+
+    async def _send(self, command: str) -> ESLEvent:
+        send = asyncio.create_task(self._client.send(command))
+        ended = asyncio.create_task(self._client.ended.wait())
+        try:
+            done, _ = await asyncio.wait({send, ended}, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED)
+            if send in done:
+                return send.result()
+        except (GenesisError, OSError):
+            raise self._lost() from None
+        finally:
+            for task in (send, ended):
+                task.cancel()
+        if done:
+            raise self._lost()
+        # Its answer may still come, and would be taken for the next one's.
+        await self._client.stop()
+        raise ConnectionLost(f"FreeSWITCH at {self._address} didn't answer '{command}' in {self.timeout:g} s")
+
+
+@dataclass(frozen=True)
+class TpErrorReport:
+    """A dead connection of a registered client, as mod_sofia reports it.
+
+    `error_code` is an errno, 0 for an orderly close; `registrations_left`
+    counts the user's other registrations, 0 means offline. `connected_at` and
+    `registered_at` are seconds, `detected_at_us` microseconds since the epoch.
+    """
+
+    profile_name: str
+    from_user: str
+    from_host: str
+    contact: str
+    call_id: str
+    user_agent: str
+    network_ip: str
+    network_port: int
+    transport: str
+    error_code: int
+    error_name: str
+    error_phrase: str
+    registrations_left: int
+    close_cause: str
+    connected_at: int
+    registered_at: int
+    detected_at_us: int
+
+    @property
+    def offline(self) -> bool:
+        return self.registrations_left == 0
+
+
+def parse(event: Event) -> TpErrorReport:
+    """Return the report that `event` carries.
+
+    Raises ToolkitError if a header is missing or has a value that it can't
+    have.
+    """
+    report = TpErrorReport(
+        profile_name=_text(event, "profile-name"),
+        from_user=_text(event, "from-user"),
+        from_host=_text(event, "from-host"),
+        contact=_text(event, "contact"),
+        call_id=_text(event, "call-id"),
+        user_agent=_text(event, "user-agent", optional=True),
+        network_ip=_text(event, "network-ip"),
+        network_port=_number(event, "network-port"),
+        transport=_choice(event, "transport", TRANSPORTS),
+        error_code=_number(event, "error-code"),
+        error_name=_text(event, "error-name"),
+        error_phrase=_text(event, "error-phrase", optional=True),
+        registrations_left=_number(event, "registrations-left"),
+        close_cause=_choice(event, "close-cause", CLOSE_CAUSES),
+        connected_at=_number(event, "connected-at"),
+        registered_at=_number(event, "registered-at"),
+        detected_at_us=_number(event, "detected-at-us"),
+    )
+    if not 0 < report.network_port < 65536:
+        raise _bad(event, "network-port", "is not a port")
+    if (report.error_code == 0) != (report.error_name == "NONE"):
+        raise _bad(event, "error-name", f"doesn't go with error-code {report.error_code}")
+    return report
+
+
+def _bad(event: Event, name: str, what: str) -> ToolkitError:
+    return ToolkitError(f"event {event.subclass or '(no subclass)'}: header {name} '{event.get(name)}' {what}")
+
+
+def _text(event: Event, name: str, optional: bool = False) -> str:
+    value = event.headers.get(name)
+    if value is None:
+        raise ToolkitError(
+            f"event {event.subclass or '(no subclass)'} has no header {name}: does the patch series match?"
+        )
+    if not isinstance(value, str):
+        raise ToolkitError(f"event {event.subclass} has {len(value)} headers {name} instead of one")
+    text = event.get(name)
+    if not text and not optional:
+        raise _bad(event, name, "is empty")
+    return text
+
+
+def _number(event: Event, name: str) -> int:
+    text = _text(event, name)
+    if not (text.isascii() and text.isdigit()):
+        raise _bad(event, name, "is not a whole number")
+    return int(text)
+
+
+def _choice(event: Event, name: str, known: frozenset[str]) -> str:
+    text = _text(event, name)
+    if text not in known:
+        raise _bad(event, name, f"is not one of {', '.join(sorted(known))}")
+    return text
+
+
+# Fixed widths: rows are printed one by one, as they come.
+COLUMNS = (
+    ("time", 12),
+    ("user", 28),
+    ("address", 21),
+    ("transport", 9),
+    ("cause", 14),
+    ("error", 12),
+    ("left", 7),
+    ("delay ms", 9),
+)
+
+
+def watch(settings: Settings, host: str = "", port: int = 0, password: str = "", json_lines: bool = False) -> None:
+    """Print each report as it arrives, until Ctrl-C.
+
+    `host` and `port` default to the settings, `password` to the environment
+    variable ESL_PASSWORD. The rows of a table, or with `json_lines` one JSON
+    object per event that has all headers under their own names.
+
+    Raises ToolkitError if there is no password, no connection, or if the
+    connection is lost.
+    """
+    host, port = host or settings.watch_host, port or settings.watch_port
+    password = password or os.environ.get("ESL_PASSWORD", "")
+    if not password:
+        raise ToolkitError(f"no password for the event socket at {host}:{port}: pass --password or set ESL_PASSWORD")
+    try:
+        asyncio.run(_watch(Subscriber(host, port, password, [settings.esl_event]), json_lines))
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        # The reader (`| head`, say) has enough. Python flushes stdout once
+        # more on its way out and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+async def _watch(subscriber: Subscriber, json_lines: bool) -> None:
+    console = Console(highlight=False, markup=False)
+    errors = Console(stderr=True, highlight=False, markup=False)
+    async with subscriber:
+        errors.print(
+            f"watching {subscriber.host}:{subscriber.port} for {subscriber.subclasses[0]}, Ctrl-C ends", soft_wrap=True
+        )
+        if not json_lines:
+            console.print(_row([name for name, _ in COLUMNS], "bold"), crop=False)
+        async for event in subscriber:
+            if json_lines:
+                print(json.dumps(dict(event.headers), ensure_ascii=False), flush=True)
+                continue
+            try:
+                report = parse(event)
+            except ToolkitError as error:
+                errors.print(str(error), soft_wrap=True)
+                continue
+            console.print(_row(_cells(report, event.arrived_ns), ""), crop=False)
+
+
+def _row(cells: list[str], style: str) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for _, width in COLUMNS:
+        table.add_column(width=width, overflow="fold", justify="left")
+    table.add_row(*cells, style=style)
+    return table
+
+
+def _cells(report: TpErrorReport, arrived_ns: int) -> list[str]:
+    detected = datetime.fromtimestamp(report.detected_at_us / 1e6).astimezone()
+    return [
+        detected.strftime("%H:%M:%S.%f")[:-3],
+        f"{report.from_user}@{report.from_host}",
+        f"{report.network_ip}:{report.network_port}",
+        report.transport,
+        report.close_cause,
+        report.error_name if report.error_code else "-",
+        "offline" if report.offline else f"{report.registrations_left} left",
+        f"{delay_ms(report, arrived_ns):.1f}",
+    ]
+
+
+def delay_ms(report: TpErrorReport, arrived_ns: int) -> float:
+    """Return the milliseconds from the detection to the arrival.
+
+    FreeSWITCH's clock and this machine's: on two machines their difference is
+    in it, and it can be negative.
+    """
+    return arrived_ns / 1e6 - report.detected_at_us / 1e3
+
+
+def as_json(event: Event) -> dict[str, Any]:
+    """Return the event with all its headers for a JSON file."""
+    return {"arrived_ns": event.arrived_ns, "headers": dict(event.headers)}

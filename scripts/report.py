@@ -1,0 +1,212 @@
+"""The outcome of a verification: on the terminal, as JUnit XML and as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from xml.etree import ElementTree
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scripts.errors import ToolkitError
+from scripts.events import Event, as_json
+
+XML_FILE = "verify.xml"
+JSON_FILE = "verify.json"
+# What XML 1.0 can't hold, not even escaped.
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+class Verdict(StrEnum):
+    """How a case ended; ERROR: it couldn't be carried out."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    ERROR = "error"
+    NOT_RUN = "not run"
+
+
+STYLES = {Verdict.PASSED: "green", Verdict.FAILED: "bold red", Verdict.ERROR: "bold red", Verdict.NOT_RUN: "yellow"}
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that was tested: its variant ("patched"), tag, id and labels."""
+
+    variant: str
+    tag: str
+    id: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One case on one image.
+
+    `problems` says, one line each, what is not as it must be; it is empty if
+    the case passed. `delay_ms` is the time from the action to the report's
+    arrival, None if no report came. `timings` are milliseconds, too, `seconds`
+    is how long the case took. `events` are all that came, in that order.
+    """
+
+    variant: str
+    case: str
+    done: str
+    expected: str
+    came: str
+    verdict: Verdict
+    problems: Sequence[str] = ()
+    delay_ms: float | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    events: Sequence[Event] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A whole verification. `started` is aware of its time zone."""
+
+    started: datetime
+    images: Sequence[Image]
+    versions: Mapping[str, str]
+    results: Sequence[Result]
+
+    @property
+    def failures(self) -> list[Result]:
+        return [result for result in self.results if result.verdict is not Verdict.PASSED]
+
+
+def write(run: Run, directory: Path) -> None:
+    """Write verify.xml and verify.json into `directory`, each at one stroke.
+
+    Raises ToolkitError if that's not possible; a file of a former run is then
+    left as it was.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _replace(directory / XML_FILE, _junit(run))
+        _replace(directory / JSON_FILE, _json(run))
+    except OSError as error:
+        raise ToolkitError(f"can't write the report to {directory}: {error.strerror or error}") from None
+
+
+def show(run: Run, console: Console | None = None) -> None:
+    """Print the results as a table."""
+    table = Table(title="verify", show_lines=True)
+    for name in ("image", "case", "done", "expected", "came"):
+        table.add_column(name, overflow="fold")
+    table.add_column("ms", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for result in run.results:
+        # Text, because brackets in a log line aren't markup.
+        cells = [result.variant, result.case, result.done, result.expected]
+        cells.append("\n".join([result.came, *result.problems]).strip())
+        cells.append("" if result.delay_ms is None else f"{result.delay_ms:.1f}")
+        table.add_row(*map(Text, cells), Text(result.verdict, STYLES[result.verdict]))
+    (console or Console(highlight=False)).print(table)
+
+
+def _replace(path: Path, content: str) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(content)
+        # mkstemp makes it private; a report is for whoever reads the build.
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _json(run: Run) -> str:
+    document = {
+        "started": run.started.isoformat(),
+        "passed": not run.failures,
+        "versions": dict(run.versions),
+        "images": [
+            {"variant": image.variant, "tag": image.tag, "id": image.id, "labels": dict(image.labels)}
+            for image in run.images
+        ],
+        "results": [
+            {
+                "image": result.variant,
+                "case": result.case,
+                "done": result.done,
+                "expected": result.expected,
+                "came": result.came,
+                "verdict": result.verdict,
+                "problems": list(result.problems),
+                "delay_ms": result.delay_ms,
+                "timings_ms": dict(result.timings),
+                "seconds": round(result.seconds, 3),
+                "events": [as_json(event) for event in result.events],
+            }
+            for result in run.results
+        ],
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _junit(run: Run) -> str:
+    root = ElementTree.Element("testsuites", _counts(run.results), name="verify")
+    for variant in dict.fromkeys(result.variant for result in run.results):
+        results = [result for result in run.results if result.variant == variant]
+        suite = ElementTree.SubElement(
+            root, "testsuite", _counts(results), name=_clean(variant), timestamp=run.started.isoformat()
+        )
+        properties = ElementTree.SubElement(suite, "properties")
+        pairs = list(run.versions.items())
+        for image in run.images:
+            if image.variant == variant:
+                pairs += [("image", image.tag), ("image id", image.id), *image.labels.items()]
+        for name, value in pairs:
+            ElementTree.SubElement(properties, "property", name=_clean(name), value=_clean(value))
+        for result in results:
+            _testcase(suite, result)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _counts(results: Sequence[Result]) -> dict[str, str]:
+    def count(*verdicts: Verdict) -> str:
+        return str(sum(result.verdict in verdicts for result in results))
+
+    return {
+        "tests": str(len(results)),
+        "failures": count(Verdict.FAILED),
+        # JUnit's "skipped" passes for success; what didn't run verifies nothing.
+        "errors": count(Verdict.ERROR, Verdict.NOT_RUN),
+        "skipped": "0",
+        "time": f"{sum(result.seconds for result in results):.3f}",
+    }
+
+
+def _testcase(suite: ElementTree.Element, result: Result) -> None:
+    case = ElementTree.SubElement(
+        suite,
+        "testcase",
+        classname=f"verify.{_clean(result.variant)}",
+        name=_clean(result.case),
+        time=f"{result.seconds:.3f}",
+    )
+    if result.verdict is not Verdict.PASSED:
+        kind = "failure" if result.verdict is Verdict.FAILED else "error"
+        message = "; ".join([result.verdict, *result.problems])
+        ElementTree.SubElement(case, kind, message=_clean(message))
+    output = ElementTree.SubElement(case, "system-out")
+    delay = "" if result.delay_ms is None else f" after {result.delay_ms:.1f} ms"
+    output.text = _clean(f"done: {result.done}\nexpected: {result.expected}\ncame: {result.came}{delay}")
+
+
+def _clean(text: str) -> str:
+    return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)

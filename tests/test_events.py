@@ -1,0 +1,419 @@
+"""The event socket client, against a small server that speaks the wire format."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from scripts import events, settings
+from scripts.errors import ToolkitError
+from scripts.events import ConnectionLost, Event, Subscriber, Unreachable, parse
+
+PASSWORD = "s3cret"
+ROOT = Path(__file__).resolve().parent.parent
+REPORT = {
+    "Event-Subclass": "sofia::tp_error_report",
+    "Event-Name": "CUSTOM",
+    "Core-UUID": "2b3c",
+    "profile-name": "internal",
+    "from-user": "alice",
+    "from-host": "example.test",
+    "contact": '"Alice B." <sip:alice@192.0.2.7:5060;transport=TCP>',
+    "call-id": "1-15@192.0.2.7",
+    "user-agent": "SIPp",
+    "network-ip": "192.0.2.7",
+    "network-port": "41179",
+    "transport": "tcp",
+    "error-code": "104",
+    "error-name": "ECONNRESET",
+    "error-phrase": "Connection reset by peer",
+    "registrations-left": "0",
+    "close-cause": "reset",
+    "connected-at": "1795406415",
+    "registered-at": "1795406416",
+    "detected-at-us": "1795406420123456",
+}
+
+
+def wire(headers: dict[str, str], body: str = "") -> bytes:
+    """Return an event as mod_event_socket sends it: URL-encoded values."""
+    lines = [f"{key}: {quote(value, safe='/@.;=-<> ') or '_undef_'}" for key, value in headers.items()]
+    if body:
+        lines.append(f"Content-Length: {len(body)}")
+    text = "\n".join(lines) + "\n\n" + body
+    return f"Content-Length: {len(text)}\nContent-Type: text/event-plain\n\n{text}".encode()
+
+
+class Server:
+    """A FreeSWITCH of a few lines. `script` is run after the subscription."""
+
+    def __init__(self, script: Callable[[Server], Awaitable[None]] | None = None, mode: str = "") -> None:
+        self.script = script
+        self.mode = mode
+        self.commands: list[str] = []
+        self.writer: asyncio.StreamWriter
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await self._talk(reader)
+        writer.close()
+
+    async def _talk(self, reader: asyncio.StreamReader) -> None:
+        if self.mode == "acl":
+            await self.send(b"Content-Type: text/rude-rejection\nContent-Length: 24\n\nAccess Denied, go away.\n")
+            return
+        if self.mode == "close":
+            return
+        if self.mode == "silent":
+            await reader.read()
+            return
+        await self.send(b"Content-Type: auth/request\n\n")
+        while command := (await reader.readuntil(b"\n\n")).decode().strip():
+            self.commands.append(command)
+            if command.startswith("auth "):
+                if command != f"auth {PASSWORD}":
+                    await self.send(b"Content-Type: command/reply\nReply-Text: -ERR invalid\n\n")
+                    await self.notice()
+                    return
+                await self.send(b"Content-Type: command/reply\nReply-Text: +OK accepted\n\n")
+            elif command.startswith("event "):
+                await self.send(b"Content-Type: command/reply\nReply-Text: +OK event listener enabled plain\n\n")
+                if self.script:
+                    await self.script(self)
+            elif command == "api hang":
+                pass
+            elif command == "api die":
+                return
+            else:
+                body = f"you said {command}\n\nand more\n"
+                await self.send(f"Content-Type: api/response\nContent-Length: {len(body)}\n\n{body}".encode())
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def notice(self) -> None:
+        await self.send(b"Content-Type: text/disconnect-notice\nContent-Length: 14\n\nDisconnected.\n")
+
+
+@contextlib.asynccontextmanager
+async def serving(server: Server) -> AsyncIterator[int]:
+    async with await asyncio.start_server(server.handle, "127.0.0.1", 0) as listener:
+        yield listener.sockets[0].getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving_thread(server: Server) -> Iterator[int]:
+    """Serve from a thread, for a client that is a process of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    listener = asyncio.run_coroutine_threadsafe(asyncio.start_server(server.handle, "127.0.0.1", 0), loop).result()
+    try:
+        yield listener.sockets[0].getsockname()[1]
+    finally:
+        loop.call_soon_threadsafe(listener.close)
+        asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def subscriber(port: int, password: str = PASSWORD, timeout: float = 2.0) -> Subscriber:
+    return Subscriber("127.0.0.1", port, password, ["sofia::tp_error_report", "sofia::register"], timeout)
+
+
+def use(server: Server, action: Callable[[Subscriber], Awaitable[None]], **options: object) -> None:
+    async def main() -> None:
+        async with serving(server) as port, subscriber(port, **options) as client:  # type: ignore[arg-type]
+            await action(client)
+
+    asyncio.run(main())
+
+
+def event(**changes: str | list[str] | None) -> Event:
+    headers: dict[str, str | list[str]] = dict(REPORT)
+    for key, value in changes.items():
+        name = key.replace("_", "-")
+        if value is None:
+            del headers[name]
+        else:
+            headers[name] = value
+    return Event(headers, 1795406420125456000)
+
+
+def test_event_is_decoded_and_stamped_on_arrival() -> None:
+    async def script(server: Server) -> None:
+        await server.send(wire(REPORT))
+
+    async def action(client: Subscriber) -> None:
+        before = time.time_ns()
+        got = await client.get(2)
+        assert got.headers == REPORT
+        assert before - 1e9 < got.arrived_ns <= time.time_ns()
+        assert got.subclass == "sofia::tp_error_report"
+
+    server = Server(script)
+    use(server, action)
+    assert server.commands[1] == "event plain CUSTOM sofia::tp_error_report sofia::register"
+
+
+def test_stamp_is_taken_before_the_event_is_fetched() -> None:
+    async def script(server: Server) -> None:
+        await server.send(wire(REPORT))
+
+    async def action(client: Subscriber) -> None:
+        await asyncio.sleep(0.2)
+        fetched_ns = time.time_ns()
+        assert (await client.get(2)).arrived_ns < fetched_ns - 50_000_000
+
+    use(Server(script), action)
+
+
+def test_events_keep_their_order_also_in_pieces() -> None:
+    async def script(server: Server) -> None:
+        data = b"".join(wire(REPORT | {"call-id": str(number)}) for number in range(50))
+        for start in range(0, len(data), 777):
+            await server.send(data[start : start + 777])
+            await asyncio.sleep(0)
+
+    async def action(client: Subscriber) -> None:
+        assert [(await client.get(2)).get("call-id") for _ in range(50)] == [str(number) for number in range(50)]
+
+    use(Server(script), action)
+
+
+def test_api_returns_the_whole_answer() -> None:
+    async def action(client: Subscriber) -> None:
+        assert await client.api("sofia status") == "you said api sofia status\n\nand more\n"
+
+    use(Server(), action)
+
+
+def test_get_times_out() -> None:
+    async def action(client: Subscriber) -> None:
+        with pytest.raises(TimeoutError):
+            await client.get(0.05)
+
+    use(Server(), action)
+
+
+@pytest.mark.parametrize(
+    ("mode", "password", "kind", "words"),
+    [
+        ("", "wrong", ToolkitError, "refuses the password"),
+        ("acl", PASSWORD, ToolkitError, "ACL"),
+        ("close", PASSWORD, Unreachable, "closed the connection before the login"),
+        ("silent", PASSWORD, Unreachable, "no answer"),
+    ],
+)
+def test_refused_login_is_one_clear_line(mode: str, password: str, kind: type[ToolkitError], words: str) -> None:
+    async def action(client: Subscriber) -> None:
+        raise AssertionError("must not get here")
+
+    start = time.monotonic()
+    with pytest.raises(ToolkitError, match=words) as caught:
+        use(Server(mode=mode), action, password=password, timeout=0.5)
+    assert type(caught.value) is kind
+    assert "127.0.0.1:" in str(caught.value) and "\n" not in str(caught.value)
+    assert time.monotonic() - start < 2
+
+
+def test_nobody_listening_names_address_and_reason() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+
+        async def main() -> None:
+            async with subscriber(port):
+                pass
+
+        with pytest.raises(Unreachable, match=rf"127\.0\.0\.1:{port}: Connection refused"):
+            asyncio.run(main())
+
+
+@pytest.mark.parametrize("password", ["", "a\nexit", "a\r"])
+def test_password_that_would_break_the_protocol_is_refused(password: str) -> None:
+    with pytest.raises(ToolkitError, match="password"):
+        subscriber(1, password)
+
+
+@pytest.mark.parametrize("last", [b"", wire(REPORT)[:-40], b"Content-Length: x\n\n"])
+def test_lost_connection_comes_after_the_events_before_it(last: bytes) -> None:
+    async def script(server: Server) -> None:
+        await server.send(wire(REPORT) + last)
+        server.writer.close()
+
+    async def action(client: Subscriber) -> None:
+        assert (await client.get(2)).get("from-user") == "alice"
+        for _ in range(2):
+            with pytest.raises(ConnectionLost, match="lost the event socket at 127"):
+                await client.get(2)
+
+    use(Server(script), action)
+
+
+def test_disconnect_notice_is_a_lost_connection() -> None:
+    async def script(server: Server) -> None:
+        await server.notice()
+
+    async def action(client: Subscriber) -> None:
+        with pytest.raises(ConnectionLost):
+            await client.get(2)
+
+    use(Server(script), action)
+
+
+@pytest.mark.parametrize(("command", "words"), [("die", "lost"), ("hang", "didn't answer 'api hang'")])
+def test_command_without_an_answer_does_not_hang(command: str, words: str) -> None:
+    async def action(client: Subscriber) -> None:
+        with pytest.raises(ConnectionLost, match=words):
+            await client.api(command)
+        with pytest.raises(ConnectionLost):
+            await client.api("status")
+
+    use(Server(), action, timeout=0.3)
+
+
+def test_parse_takes_every_header() -> None:
+    report = parse(event())
+    assert (report.from_user, report.from_host, report.call_id) == ("alice", "example.test", "1-15@192.0.2.7")
+    assert (report.network_ip, report.network_port, report.transport) == ("192.0.2.7", 41179, "tcp")
+    assert (report.error_code, report.error_name, report.close_cause) == (104, "ECONNRESET", "reset")
+    assert (report.connected_at, report.registered_at) == (1795406415, 1795406416)
+    assert report.offline
+    assert not parse(event(registrations_left="2")).offline
+    assert parse(event(user_agent="_undef_")).user_agent == ""
+
+
+@pytest.mark.parametrize("name", [name for name in REPORT if name.islower()])
+def test_parse_names_the_missing_header(name: str) -> None:
+    with pytest.raises(ToolkitError, match=f"has no header {name}:"):
+        parse(event(**{name: None}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network_port": "0"},
+        {"network_port": "65536"},
+        {"network_port": "x"},
+        {"transport": "udp"},
+        {"close_cause": "whatever"},
+        {"registrations_left": "-1"},
+        {"detected_at_us": "1.5"},
+        {"error_code": "0"},
+        {"error_name": "NONE"},
+        {"from_user": "_undef_"},
+        {"from_user": ["alice", "bob"]},
+    ],
+)
+def test_parse_refuses_what_cannot_be(change: dict[str, str]) -> None:
+    name = next(iter(change)).replace("_", "-")
+    with pytest.raises(ToolkitError, match=name if name != "error-code" else "error-code 0"):
+        parse(event(**change))
+
+
+def test_delay_is_in_milliseconds() -> None:
+    assert events.delay_ms(parse(event()), 1795406420125456000) == pytest.approx(2.0, abs=0.01)
+
+
+def test_watch_wants_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ESL_PASSWORD", raising=False)
+    with pytest.raises(ToolkitError, match="--password or set ESL_PASSWORD"):
+        events.watch(settings.load())
+
+
+WATCH = """
+import sys
+from scripts import errors, events, settings
+try:
+    events.watch(settings.load(), "127.0.0.1", int(sys.argv[1]), "", sys.argv[2] == "json")
+except errors.ToolkitError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def start_watch(port: int, mode: str) -> subprocess.Popen[str]:
+    # No COVERAGE, OTEL_ or GENESIS_ variable of the caller may colour the output.
+    environment = {"PATH": os.environ["PATH"], "ESL_PASSWORD": PASSWORD, "COLUMNS": "140"}
+    return subprocess.Popen(
+        [sys.executable, "-X", "dev", "-c", WATCH, str(port), mode],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_watch_prints_json_lines_at_once_and_ends_with_ctrl_c() -> None:
+    async def script(server: Server) -> None:
+        await server.send(wire(REPORT) + wire(REPORT | {"from-user": "bob"}))
+
+    with serving_thread(Server(script)) as port:
+        process = start_watch(port, "json")
+        assert process.stdout
+        assert [json.loads(process.stdout.readline()) for _ in range(2)] == [REPORT, REPORT | {"from-user": "bob"}]
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (0, "")
+    assert err.splitlines() == [f"watching 127.0.0.1:{port} for sofia::tp_error_report, Ctrl-C ends"]
+
+
+def test_watch_prints_rows_and_says_that_the_connection_is_lost() -> None:
+    broken = {key: value for key, value in REPORT.items() if key != "call-id"}
+
+    async def script(server: Server) -> None:
+        two_left = REPORT | {"registrations-left": "2", "error-code": "0", "error-name": "NONE"}
+        await server.send(wire(REPORT) + wire(broken) + wire(two_left | {"close-cause": "peer-closed"}))
+        server.writer.close()
+
+    with serving_thread(Server(script)) as port:
+        process = start_watch(port, "table")
+        out, err = process.communicate(timeout=10)
+    header, first, second = out.splitlines()
+    assert header.split()[:2] == ["time", "user"]
+    assert first.split()[1:7] == ["alice@example.test", "192.0.2.7:41179", "tcp", "reset", "ECONNRESET", "offline"]
+    assert second.split()[3:8] == ["tcp", "peer-closed", "-", "2", "left"]
+    assert process.returncode == 1
+    _, missing, lost = err.splitlines()
+    assert "has no header call-id" in missing
+    assert lost.startswith(f"error: lost the event socket at 127.0.0.1:{port}")
+
+
+def test_watch_ends_when_its_reader_does() -> None:
+    async def script(server: Server) -> None:
+        for _ in range(100):
+            await server.send(wire(REPORT))
+            await asyncio.sleep(0.01)
+
+    with serving_thread(Server(script)) as port:
+        process = start_watch(port, "json")
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=10) == 0
+        assert len(process.stderr.read().splitlines()) == 1
+        process.stderr.close()

@@ -1,0 +1,132 @@
+"""The report of a verification: table, JUnit XML and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from scripts import report
+from scripts.errors import ToolkitError
+from scripts.events import Event
+from scripts.report import Image, Result, Run, Verdict
+
+EVENT = Event({"Event-Subclass": "sofia::tp_error_report", "from-user": "jürgen"}, 1_700_000_000_000_000_001)
+PASSED = Result(
+    variant="patched",
+    case="killed client",
+    done="SIPp killed",
+    expected="1 report",
+    came="1 report",
+    verdict=Verdict.PASSED,
+    delay_ms=3.25,
+    timings={"kill_to_event": 3.25},
+    seconds=1.5,
+    events=[EVENT],
+)
+FAILED = Result(
+    "stock", "clean leave", "left", "no report", "1 report", Verdict.FAILED, ["1 report <&> 'x' [bold]\x1b[0m\x00"]
+)
+ERROR = Result("stock", "killed client", "", "no report", "", Verdict.ERROR, ["FreeSWITCH died"])
+NOT_RUN = Result("stock", "third", "", "no report", "", Verdict.NOT_RUN, ["broken off"])
+RUN = Run(
+    datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+    [Image("patched", "fs:patched", "sha256:aa", {"commit": "abc"}), Image("stock", "fs:stock", "sha256:bb")],
+    {"docker": "20.10"},
+    [PASSED, FAILED, ERROR, NOT_RUN],
+)
+
+
+def written(run: Run, directory: Path) -> tuple[ElementTree.Element, dict[str, Any]]:
+    report.write(run, directory)
+    return (
+        ElementTree.parse(directory / report.XML_FILE).getroot(),
+        json.loads((directory / report.JSON_FILE).read_text()),
+    )
+
+
+def test_junit_counts_and_explains(tmp_path: Path) -> None:
+    root, _ = written(RUN, tmp_path / "new" / "directory")
+    assert {key: root.get(key) for key in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "4",
+        "failures": "1",
+        "errors": "2",
+        "skipped": "0",
+    }
+    patched, stock = root.findall("testsuite")
+    assert (patched.get("name"), patched.get("tests"), patched.get("failures")) == ("patched", "1", "0")
+    assert (stock.get("name"), stock.get("tests"), stock.get("errors")) == ("stock", "3", "2")
+    assert [list(case.iterfind("failure")) + list(case.iterfind("error")) for case in patched.iter("testcase")] == [[]]
+    messages = {case.get("name"): case[0].get("message") for case in stock.iter("testcase")}
+    assert messages == {
+        "clean leave": "failed; 1 report <&> 'x' [bold]\ufffd[0m\ufffd",
+        "killed client": "error; FreeSWITCH died",
+        "third": "not run; broken off",
+    }
+    properties = {item.get("name"): item.get("value") for item in patched.iter("property")}
+    assert properties == {"docker": "20.10", "image": "fs:patched", "image id": "sha256:aa", "commit": "abc"}
+
+
+def test_json_has_events_timings_and_images(tmp_path: Path) -> None:
+    _, document = written(RUN, tmp_path)
+    assert document["passed"] is False
+    assert document["started"] == "2026-01-02T03:04:05+00:00"
+    assert document["versions"] == {"docker": "20.10"}
+    assert document["images"][0] == {
+        "variant": "patched",
+        "tag": "fs:patched",
+        "id": "sha256:aa",
+        "labels": {"commit": "abc"},
+    }
+    first = document["results"][0]
+    assert first["events"] == [{"arrived_ns": EVENT.arrived_ns, "headers": dict(EVENT.headers)}]
+    assert (first["delay_ms"], first["timings_ms"], first["verdict"]) == (3.25, {"kill_to_event": 3.25}, "passed")
+    assert document["results"][1]["problems"] == list(FAILED.problems)
+
+
+def test_run_passes_only_if_every_case_does(tmp_path: Path) -> None:
+    good = dataclasses.replace(RUN, results=[PASSED])
+    _, document = written(good, tmp_path)
+    assert document["passed"] is True and not good.failures
+    for bad in (FAILED, ERROR, NOT_RUN):
+        assert dataclasses.replace(RUN, results=[PASSED, bad]).failures == [bad]
+
+
+def test_table_shows_every_result_and_takes_no_markup() -> None:
+    stream = io.StringIO()
+    report.show(RUN, Console(file=stream, width=200))
+    text = stream.getvalue()
+    for word in ("killed client", "3.2", "passed", "failed", "error", "not run", "[bold]", "FreeSWITCH died"):
+        assert word in text
+
+
+def test_interrupted_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report.write(RUN, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(source: str, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(ToolkitError, match=r"can't write the report to .*No space left"):
+        report.write(dataclasses.replace(RUN, results=[PASSED]), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_unusable_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ToolkitError, match=r"can't write the report to .*file/report"):
+        report.write(RUN, tmp_path / "file" / "report")
+
+
+def test_report_is_readable_for_others(tmp_path: Path) -> None:
+    report.write(RUN, tmp_path)
+    assert (tmp_path / report.XML_FILE).stat().st_mode & 0o777 == 0o644

@@ -1,0 +1,234 @@
+"""The verification with real containers: what passes, what fails, what dies in the middle."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from xml.etree import ElementTree
+
+import docker
+import pytest
+from docker.models.containers import Container
+from rich.console import Console
+
+from scripts import engine, image, scenario, sources
+from scripts.errors import ToolkitError
+from scripts.report import Run, Verdict
+from scripts.scenario import CASES, PATCHED, RUN_LABEL, STOCK, Expectation
+from scripts.settings import ROOT, Settings, load
+
+KILLED, LEFT = CASES
+
+
+@pytest.fixture(scope="module")
+def built() -> Settings:
+    """Return the project's settings once the images are there; skip if they can't be made here."""
+    settings = load(overrides=[line for line in os.environ.get("TOOLKIT_SET", "").splitlines() if line])
+    try:
+        with engine.connect() as client:
+            there = {tag for item in client.images.list(name=settings.image) for tag in item.tags}
+    except ToolkitError as error:
+        pytest.skip(str(error))
+    if not {f"{settings.image}:{part}" for part in (PATCHED, STOCK, "sipp")} <= there:
+        try:
+            sources.clone(settings)
+        except ToolkitError as error:
+            pytest.skip(f"no images and no sources to build them from: {error}")
+        image.build(settings)
+    return settings
+
+
+@pytest.fixture
+def lab(built: Settings, tmp_path: Path) -> Settings:
+    return dataclasses.replace(built, report_directory=tmp_path / "report", event_timeout=3)
+
+
+@pytest.fixture
+def client() -> Iterator[docker.DockerClient]:
+    with engine.connect() as connection:
+        yield connection
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def document(settings: Settings) -> dict[str, list[dict[str, object]]]:
+    return json.loads((settings.report_directory / "verify.json").read_text())  # type: ignore[no-any-return]
+
+
+def junit(settings: Settings) -> ElementTree.Element:
+    return ElementTree.parse(settings.report_directory / "verify.xml").getroot()
+
+
+class Intruder:
+    """Does something to the first container of a run whose name ends with `suffix`."""
+
+    def __init__(self, client: docker.DockerClient, suffix: str, act: Callable[[Container], None]) -> None:
+        self.client = client
+        self.suffix = suffix
+        self.act = act
+        self.run_id = ""
+        self.known = {container.id for container in self.containers()}
+
+    def containers(self) -> list[Container]:
+        return list(self.client.containers.list(all=True, filters={"label": RUN_LABEL}, ignore_removed=True))
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for container in self.containers():
+                new = container.id not in self.known and container.status == "running"
+                if new and container.name.endswith(self.suffix):
+                    self.run_id = container.labels[RUN_LABEL]
+                    self.act(container)
+                    return
+            time.sleep(0.05)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        thread = threading.Thread(target=self.wait)
+        thread.start()
+        yield
+        thread.join()
+
+    def check_nothing_left(self) -> None:
+        assert self.run_id, f"no container *{self.suffix} came"
+        filters = {"label": f"{RUN_LABEL}={self.run_id}"}
+        assert self.client.containers.list(all=True, filters=filters) == []
+        assert self.client.networks.list(filters=filters) == []
+
+
+def failing_run(settings: Settings, **options: object) -> str:
+    with pytest.raises(ToolkitError) as caught:
+        scenario.run(settings, console=quiet(), **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_killed_client_is_reported_by_the_patched_freeswitch_only(lab: Settings, client: docker.DockerClient) -> None:
+    spy = Intruder(client, "-freeswitch", lambda container: None)
+    with spy.at_work():
+        outcome: Run = scenario.run(lab, console=quiet())
+    verdicts = {(result.variant, result.case): (result.verdict, result.came) for result in outcome.results}
+    assert verdicts == {
+        (PATCHED, KILLED.name): (Verdict.PASSED, "1 report"),
+        (PATCHED, LEFT.name): (Verdict.PASSED, "no report, 1 unregister"),
+        (STOCK, KILLED.name): (Verdict.PASSED, "no report"),
+        (STOCK, LEFT.name): (Verdict.PASSED, "no report, 1 unregister"),
+    }
+    delay_ms = outcome.results[0].delay_ms
+    assert delay_ms is not None and 0 < delay_ms < lab.event_timeout * 1000
+    assert set(outcome.versions) == {"docker", "genesis", "sipp", "freeswitch (patched)", "freeswitch (stock)"}
+    assert junit(lab).attrib["tests"] == "4" and junit(lab).attrib["failures"] == junit(lab).attrib["errors"] == "0"
+    assert not (lab.report_directory / "logs").exists()
+    spy.check_nothing_left()
+
+
+def test_report_that_does_not_come_fails_the_run(lab: Settings, client: docker.DockerClient) -> None:
+    case = dataclasses.replace(KILLED, expected={STOCK: Expectation(reports=1)})
+    spy = Intruder(client, "-freeswitch", lambda container: None)
+    with spy.at_work():
+        message = failing_run(lab, cases=[case], variants=[STOCK])
+    assert "1 of 1 cases did not pass, first 'killed client' on stock: 0 reports instead of 1" in message
+    assert junit(lab).attrib["failures"] == "1"
+    logs = {path.name: path.stat().st_size for path in (lab.report_directory / "logs").iterdir()}
+    names = {"stock-freeswitch.log", "stock-freeswitch-debug.log", "stock-killed-client-sipp.log"}
+    assert set(logs) == names and all(logs.values())
+    spy.check_nothing_left()
+
+
+def test_report_that_must_not_come_fails_the_run(lab: Settings) -> None:
+    case = dataclasses.replace(KILLED, expected={PATCHED: Expectation()})
+    assert "1 report instead of 0" in failing_run(lab, cases=[case], variants=[PATCHED])
+
+
+def test_freeswitch_killed_in_the_middle(lab: Settings, client: docker.DockerClient) -> None:
+    def kill(sipp: Container) -> None:
+        client.containers.get(sipp.name.replace("killed-client-sipp", "freeswitch")).kill()
+
+    intruder = Intruder(client, "stock-killed-client-sipp", kill)
+    with intruder.at_work():
+        message = failing_run(lab, variants=[STOCK])
+    assert "(stock) died with exit code 137" in message and "stock-freeswitch.log" in message
+    assert [result["verdict"] for result in document(lab)["results"]] == ["error", "not run"]
+    assert junit(lab).attrib["errors"] == "2"
+    assert (lab.report_directory / "logs" / "stock-freeswitch.log").exists()
+    intruder.check_nothing_left()
+
+
+def test_client_removed_in_the_middle_spoils_its_case_only(lab: Settings, client: docker.DockerClient) -> None:
+    intruder = Intruder(client, "stock-clean-leave-sipp", lambda container: container.remove(force=True))
+    with intruder.at_work():
+        message = failing_run(lab, cases=[LEFT, KILLED], variants=[STOCK])
+    assert "'clean leave' on stock: Docker refused" in message
+    assert [result["verdict"] for result in document(lab)["results"]] == ["error", "passed"]
+    intruder.check_nothing_left()
+
+
+def test_freeswitch_that_does_not_start_says_why(lab: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenario, "DOMAIN", "no domain!")
+    message = failing_run(lab, variants=[STOCK])
+    assert "died with exit code 78: freeswitch-entrypoint: SIP_DOMAIN='no domain!'" in message
+    assert [result["verdict"] for result in document(lab)["results"]] == ["not run", "not run"]
+
+
+def test_client_with_a_wrong_password_is_an_error_with_its_log(lab: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    render = scenario.render
+
+    def wrong(template: str, **values: object) -> str:
+        return render(template, **(values | {"password": "wrong"} if template.startswith("sipp/") else values))
+
+    monkeypatch.setattr(scenario, "render", wrong)
+    message = failing_run(lab, cases=[LEFT], variants=[STOCK])
+    assert "bob did not register" in message and "stock-clean-leave-sipp.log" in message
+    assert "REGISTER sip:" in (lab.report_directory / "logs" / "stock-clean-leave-sipp.log").read_text()
+
+
+def test_missing_image_is_named(lab: Settings) -> None:
+    message = failing_run(dataclasses.replace(lab, image="no-such-image"))
+    assert message.startswith("there is no image no-such-image:patched: `inv build` makes it")
+
+
+RUN = """
+import dataclasses, pathlib, sys
+from scripts import errors, scenario, settings
+values = dataclasses.replace(settings.load(), image=sys.argv[1], report_directory=pathlib.Path(sys.argv[2]))
+try:
+    scenario.run(values)
+except errors.ToolkitError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "suffix"),
+    [
+        (signal.SIGINT, "Ctrl-C", "patched-freeswitch"),
+        (signal.SIGTERM, "SIGTERM", "patched-freeswitch"),
+        (signal.SIGTERM, "SIGTERM", "patched-killed-client-sipp"),
+    ],
+)
+def test_signal_leaves_a_report_and_nothing_else(
+    lab: Settings, client: docker.DockerClient, number: signal.Signals, name: str, suffix: str
+) -> None:
+    command = [sys.executable, "-c", RUN, lab.image, str(lab.report_directory)]
+    intruder = Intruder(client, suffix, lambda container: process.send_signal(number))
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with intruder.at_work():
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    (line,) = errors.splitlines()
+    assert line.startswith(f"error: verification broken off by {name}; report in ")
+    assert {result["verdict"] for result in document(lab)["results"]} == {"not run"}
+    intruder.check_nothing_left()
