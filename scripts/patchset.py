@@ -186,7 +186,12 @@ def _files(settings: Settings, source: Source) -> list[Path]:
     for path in files:
         if not NAME.fullmatch(path.name):
             raise ToolkitError(f"{short(path)}: name it NNNN-subject.patch, the number gives the order")
-    return files
+    numbers = [f"{source.name}/{path.name[:4]}" for path in files]
+    for excluded in settings.excluded_patches:
+        upstream = excluded.split("/")[0]
+        if upstream not in known or (upstream == source.name and excluded not in numbers):
+            raise ToolkitError(f"setting 'patches.exclude': there is no patch {excluded} in {short(settings.patches)}")
+    return [path for path, number in zip(files, numbers, strict=True) if number not in settings.excluded_patches]
 
 
 def _render(settings: Settings, path: Path) -> Patch:

@@ -26,6 +26,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 NUA_EVENT = re.compile(r"nua_i_[a-z0-9_]+")
 ESL_EVENT = re.compile(r"[A-Za-z0-9_-]+::[A-Za-z0-9_-]+")
 IMAGE = re.compile(r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*")
+PATCH = re.compile(r"[a-z0-9-]+/\d{4}")
 MODULE = re.compile(r"[a-z_]+/mod_[a-z0-9_]+")
 
 
@@ -51,6 +52,7 @@ class Settings:
 
     sources: tuple[Source, ...]
     patches: Path
+    excluded_patches: tuple[str, ...]
     nua_event: str
     esl_event: str
     base_image: str
@@ -203,6 +205,9 @@ def _settings(values: Mapping[str, Any]) -> Settings:
     return Settings(
         sources=tuple(_source(key, value, directory) for key, value in sources.items()),
         patches=ROOT / patches["directory"],
+        excluded_patches=tuple(
+            _match(PATCH, name, "patches.exclude", "a patch (freeswitch/0003, say)") for name in patches["exclude"]
+        ),
         nua_event=_match(NUA_EVENT, patches["nua_event"], "patches.nua_event", "a nua indication (nua_i_...)"),
         esl_event=_match(ESL_EVENT, patches["esl_event"], "patches.esl_event", "an event subclass (module::name)"),
         base_image=build["base_image"],

@@ -96,6 +96,7 @@ def settings(tmp_path: Path, upstream: Callable[[str], Path]) -> Settings:
         load(),
         sources=tuple(sources),
         patches=tmp_path / "patches",
+        excluded_patches=(),
         build_directory=tmp_path / "build",
         report_directory=tmp_path / "build/report",
     )

@@ -303,3 +303,19 @@ def test_real_series_applies_and_reverts(real_settings: Settings) -> None:
     assert [git(source.path, "rev-parse", "HEAD") for source in real_settings.sources] == [
         source.commit for source in real_settings.sources
     ]
+
+
+def test_excluded(series: Settings) -> None:
+    names = [patch.name for patch in patchset.render(series, series.sources[0])]
+    without = dataclasses.replace(series, excluded_patches=("one/0002",))
+    assert [patch.name for patch in patchset.render(without, series.sources[0])] == names[:1]
+    assert patchset.series_hash(without) != patchset.series_hash(series)
+    patchset.apply(series)
+    (outcome, _) = patchset.apply(without)
+    assert [patch.name for patch in outcome.patches] == names[:1]
+
+
+@pytest.mark.parametrize("excluded", ["one/0009", "three/0001"])
+def test_excluded_unknown(series: Settings, excluded: str) -> None:
+    with pytest.raises(ToolkitError, match=f"there is no patch {excluded}"):
+        patchset.check(dataclasses.replace(series, excluded_patches=(excluded,)))
