@@ -1,0 +1,381 @@
+"""Ends connections in every way there is and prints, as JSON, what the probe reported.
+
+    python3 -m tests.probe.matrix --tool asan
+
+Runs inside the container of the probe. What is expected is in tests/test_probe.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from tests.probe.drive import ADDRESS, PROTOCOLS, REPORT, Probe, Wire, frame, sip, source, upgrade
+
+FAR, NEAR = "10.255.255.1", "10.255.255.2"
+LIMIT = 1.0
+numbers = iter(range(1, 1 << 20))
+
+Step = Callable[[Probe, str, Wire], Awaitable[None]]
+
+
+async def register(probe: Probe, protocol: str, wire: Wire, count: int = 1) -> None:
+    """Register and wait for the answer."""
+    for cseq in range(1, count + 1):
+        message = sip("REGISTER", f"m{wire.host}", protocol, wire.host, cseq=cseq)
+        await wire.send(frame(message) if protocol in ("ws", "wss") else message)
+        await wire.receive_until(b"200 OK")
+
+
+def orderly(wire: Wire, protocol: str) -> bytes:
+    """Return what a client sends before it closes in good order."""
+    data = b""
+    if protocol in ("ws", "wss"):
+        data = frame(b"\x03\xe8", 8)
+        if wire.tls:
+            wire.tls.write(data)
+            data = wire.outgoing.read()
+    return data + (wire.notify() if wire.tls else b"")
+
+
+async def close(probe: Probe, protocol: str, wire: Wire) -> None:
+    await register(probe, protocol, wire)
+    await wire.raw(orderly(wire, protocol))
+    wire.fin()
+
+
+async def fin(probe: Probe, protocol: str, wire: Wire) -> None:
+    await register(probe, protocol, wire)
+    wire.fin()
+
+
+async def reset(probe: Probe, protocol: str, wire: Wire) -> None:
+    await register(probe, protocol, wire)
+    wire.reset()
+
+
+async def half_close(probe: Probe, protocol: str, wire: Wire) -> None:
+    await register(probe, protocol, wire)
+    wire.half_close()
+    # Only the report makes this side close, too.
+    await probe.reported(wire, LIMIT)
+    wire.fin()
+
+
+async def several(probe: Probe, protocol: str, wire: Wire) -> None:
+    await register(probe, protocol, wire, 5)
+    wire.fin()
+
+
+async def pipelined(probe: Probe, protocol: str, wire: Wire) -> None:
+    """Send a request and the close at once, without waiting for the answer."""
+    message = sip("REGISTER", f"m{wire.host}", protocol, wire.host)
+    await wire.send(frame(message) if protocol in ("ws", "wss") else message)
+    wire.half_close()
+    # An answer to a closed socket would be answered with a reset.
+    await probe.reported(wire, LIMIT)
+    wire.fin()
+
+
+async def garbage(probe: Probe, protocol: str, wire: Wire) -> None:
+    await register(probe, protocol, wire)
+    data = b"garbage\r\n\r\n"
+    await wire.send(frame(data) if protocol in ("ws", "wss") else data)
+    await probe.reported(wire, LIMIT)
+    wire.fin()
+
+
+async def partial(probe: Probe, protocol: str, wire: Wire) -> None:
+    await register(probe, protocol, wire)
+    await wire.send(sip("OPTIONS", f"p{wire.host}", protocol)[:100])
+    wire.fin()
+
+
+async def partial_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+    await register(probe, protocol, wire)
+    await wire.send(sip("OPTIONS", f"p{wire.host}", protocol)[:100])
+    wire.reset()
+
+
+async def oversize(probe: Probe, protocol: str, wire: Wire) -> None:
+    """Announce more than the stack takes; it may close before all is sent."""
+    await register(probe, protocol, wire)
+    message = sip("MESSAGE", f"o{wire.host}", protocol).replace(b"Length: 0", b"Length: 99999999")
+    try:
+        for _ in range(100):
+            await wire.send(frame(message) if protocol in ("ws", "wss") else message)
+            message = b"x" * 60000
+    except OSError:
+        pass
+    await probe.reported(wire, LIMIT)
+    wire.fin()
+
+
+async def nothing(probe: Probe, protocol: str, wire: Wire) -> None:
+    await asyncio.sleep(0.05)
+    wire.fin()
+
+
+async def nothing_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+    await asyncio.sleep(0.05)
+    wire.reset()
+
+
+async def hello_fin(probe: Probe, protocol: str, wire: Wire) -> None:
+    await wire.raw(wire.hello()[:60])
+    await asyncio.sleep(0.05)
+    wire.fin()
+
+
+async def hello_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+    await wire.raw(wire.hello()[:60])
+    await asyncio.sleep(0.05)
+    wire.reset()
+
+
+async def plain(probe: Probe, protocol: str, wire: Wire) -> None:
+    """Speak SIP where TLS or HTTP is expected, but not before tport_accept(), which would refuse the connection."""
+    await asyncio.sleep(0.05)
+    await wire.raw(sip("REGISTER", f"m{wire.host}", "tcp", wire.host))
+    await probe.reported(wire, LIMIT)
+    wire.fin()
+
+
+async def record(probe: Probe, protocol: str, wire: Wire) -> None:
+    """Send a TLS record that can't be decrypted."""
+    await register(probe, protocol, wire)
+    await wire.raw(b"\x17\x03\x03\x00\x40" + b"x" * 64)
+    await probe.reported(wire, LIMIT)
+    wire.fin()
+
+
+async def upgrade_fin(probe: Probe, protocol: str, wire: Wire) -> None:
+    if protocol == "wss":
+        await wire.handshake()
+    await wire.send(upgrade()[:30])
+    await asyncio.sleep(0.05)
+    wire.fin()
+
+
+async def upgrade_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+    if protocol == "wss":
+        await wire.handshake()
+    await wire.send(upgrade()[:30])
+    await asyncio.sleep(0.05)
+    wire.reset()
+
+
+async def opcode(probe: Probe, protocol: str, wire: Wire) -> None:
+    await register(probe, protocol, wire)
+    await wire.send(frame(b"what?", 3))
+    await probe.reported(wire, LIMIT)
+    wire.fin()
+
+
+async def frame_fin(probe: Probe, protocol: str, wire: Wire) -> None:
+    await register(probe, protocol, wire)
+    await wire.send(frame(sip("OPTIONS", f"p{wire.host}", protocol))[:100])
+    wire.fin()
+
+
+SECURE, WEB = ("tls", "wss"), ("ws", "wss")
+# Name, protocols, does the client shake hands before, what it does then.
+CASES: tuple[tuple[str, tuple[str, ...], bool, Step], ...] = (
+    ("close", PROTOCOLS, True, close),
+    ("fin", PROTOCOLS, True, fin),
+    ("reset", PROTOCOLS, True, reset),
+    ("half close", PROTOCOLS, True, half_close),
+    ("several", PROTOCOLS, True, several),
+    ("pipelined", PROTOCOLS, True, pipelined),
+    ("garbage", PROTOCOLS, True, garbage),
+    ("partial", ("tcp", "tls"), True, partial),
+    ("partial reset", ("tcp", "tls"), True, partial_reset),
+    ("oversize", PROTOCOLS, True, oversize),
+    ("nothing", PROTOCOLS, False, nothing),
+    ("nothing reset", PROTOCOLS, False, nothing_reset),
+    ("hello fin", SECURE, False, hello_fin),
+    ("hello reset", SECURE, False, hello_reset),
+    ("plain", ("tls", "ws", "wss"), False, plain),
+    ("record", SECURE, True, record),
+    ("upgrade fin", WEB, False, upgrade_fin),
+    ("upgrade reset", WEB, False, upgrade_reset),
+    ("opcode", WEB, True, opcode),
+    ("frame fin", WEB, True, frame_fin),
+)
+# Cases in which nobody did anything wrong.
+ORDERLY = ("close",)
+
+
+async def observe(probe: Probe, protocol: str, shake: bool, step: Step, wait: float = 3) -> dict[str, Any]:
+    """Run one case and return what came of it."""
+    port, address = probe.ports[protocol], source(next(numbers))
+    wire = await (Wire.open_as(protocol, port, address) if shake else Wire.open(port, address))
+    error = ""
+    try:
+        await step(probe, protocol, wire)
+    except (OSError, TimeoutError) as caught:
+        error = f"{type(caught).__name__}: {caught}"
+        wire.reset()
+    closed = time.time()
+    await probe.reported(wire, wait)
+    return {"wire": wire, "closed": closed, "error": error, "port": port}
+
+
+def account(probe: Probe, seen: dict[str, Any]) -> dict[str, Any]:
+    """Return reports and registrations of a connection, once the second report had its time."""
+    wire: Wire = seen["wire"]
+    reports = probe.reports(wire)
+    registers = [
+        event.data["id"] for event in probe.events
+        if event.data["event"] == "nua_i_register" and event.data["call_id"] == f"m{wire.host}@probe.invalid"
+    ]  # fmt: skip
+    return {
+        "reports": [event.data for event in reports],
+        "own_port": str(seen["port"]),
+        "late": round(reports[0].at - seen["closed"], 3) if reports else None,
+        "registers": registers,
+        "error": seen["error"],
+    }
+
+
+async def finish(
+    probe: Probe, results: dict[str, Any], seen: dict[str, dict[str, Any]], address: str = ADDRESS
+) -> None:
+    """End the probe and put into `results` what it told about the cases `seen`, and what else."""
+    await asyncio.sleep(1)
+    strangers = [event.data for event in probe.events if event.data["event"] == REPORT]
+    cases = {name: account(probe, item) for name, item in seen.items()}
+    known = {(report["peer_host"], report["peer_port"]) for case in cases.values() for report in case["reports"]}
+    results["cases"] = cases
+    results["others"] = [event for event in strangers if (event["peer_host"], event["peer_port"]) not in known]
+    # Connections that are open when the stack is shut down must not leak, either.
+    opened = [await Wire.open_as(protocol, probe.ports[protocol], address, address) for protocol in PROTOCOLS]
+    await register(probe, "tcp", opened[0])
+    results["status"] = await probe.stop()
+    results["stderr"] = probe.stderr[-20000:]
+    results["complaints"] = probe.complaints()[:100]
+    for wire in opened:
+        wire.reset()
+
+
+async def every(tool: str, level: int, *arguments: str, only: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Run all cases, one after the other: what comes late belongs to its own case."""
+    probe = await Probe.start(tool, *arguments, level=level)
+    seen = {}
+    for name, protocols, shake, step in CASES:
+        for protocol in protocols:
+            if not only or name in only:
+                seen[f"{protocol} {name}"] = await observe(probe, protocol, shake, step)
+    results: dict[str, Any] = {}
+    await finish(probe, results, seen)
+    return results
+
+
+async def starved(tool: str) -> dict[str, Any]:
+    """Let accept() fail for want of file descriptors: an error of the listening socket."""
+    probe = await Probe.start(tool, level=3)
+    limit = resource.prlimit(probe.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(probe.process.pid, resource.RLIMIT_NOFILE, (24, limit[1]))
+    wires = [await Wire.open(probe.ports["tcp"], source(next(numbers))) for _ in range(40)]
+    await asyncio.sleep(0.5)
+    early = sum(event.data["event"] == REPORT for event in probe.events)
+    failed = "Too many open files" in probe.log.read_text(errors="replace")
+    resource.prlimit(probe.process.pid, resource.RLIMIT_NOFILE, limit)
+    await asyncio.sleep(0.5)
+    for wire in wires:
+        wire.fin()
+    seen = {f"tcp starved {n}": {"wire": wire, "closed": time.time(), "error": "", "port": probe.ports["tcp"]}
+            for n, wire in enumerate(wires)}  # fmt: skip
+    results: dict[str, Any] = {"early": early, "failed": failed}
+    await finish(probe, results, seen)
+    return results
+
+
+async def udp(tool: str) -> dict[str, Any]:
+    """Register over UDP and be gone when the answer comes, which is an error of the UDP socket."""
+    probe = await Probe.start(tool, "-u", level=7)
+    for number in range(5):
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        client.bind((ADDRESS, 0))
+        client.sendto(sip("REGISTER", f"u{number}", "udp", ADDRESS, client.getsockname()[1]),
+                      (ADDRESS, int(probe.events[0].data["udp"])))  # fmt: skip
+        client.close()
+        await asyncio.sleep(0.1)
+    registers = [event.data["id"] for event in probe.events if event.data["event"] == "nua_i_register"]
+    failed = "Connection refused" in probe.log.read_text(errors="replace")
+    results: dict[str, Any] = {"registers": registers, "failed": failed}
+    await finish(probe, results, {})
+    return results
+
+
+async def pong(tool: str) -> dict[str, Any]:
+    """Leave the stack's PING without a PONG."""
+    probe = await Probe.start(tool, "-p", "300", level=1)
+
+    async def keep_quiet(probe: Probe, protocol: str, wire: Wire) -> None:
+        await register(probe, protocol, wire)
+        await probe.reported(wire, 5)
+        wire.fin()
+
+    results: dict[str, Any] = {}
+    await finish(probe, results, {"tcp pong": await observe(probe, "tcp", True, keep_quiet)})
+    return results
+
+
+async def silence(tool: str) -> dict[str, Any]:
+    """Take the client's address off the machine: no packet reaches it, and none of its own leaves."""
+    seconds = 4
+    for address in (FAR, NEAR):
+        subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
+    probe = await Probe.start(tool, "-a", NEAR, "-d", str(seconds), level=1)
+    wires = {protocol: await Wire.open_as(protocol, probe.ports[protocol], FAR, NEAR) for protocol in PROTOCOLS}
+    for protocol, wire in wires.items():
+        await register(probe, protocol, wire)
+    subprocess.run(["ip", "address", "del", f"{FAR}/32", "dev", "lo"], check=True)
+    gone = time.time()
+    seen = {}
+    for protocol, wire in wires.items():
+        await probe.reported(wire, seconds + 5)
+        seen[f"{protocol} silence"] = {"wire": wire, "closed": gone, "error": "", "port": probe.ports[protocol]}
+    results: dict[str, Any] = {"seconds": seconds}
+    await finish(probe, results, seen, NEAR)
+    for wire in wires.values():
+        wire.sock.close()
+    return results
+
+
+async def run(tool: str) -> dict[str, Any]:
+    results = {
+        "plain": await every(tool, 1),
+        "keep": await every(tool, 1, "-k"),
+        "thread": await every(tool, 1, "-t"),
+        "log": await every(tool, 1, only=ORDERLY),
+        "starved": await starved(tool),
+        "udp": await udp(tool),
+        "pong": await pong(tool),
+    }
+    try:
+        results["silence"] = await silence(tool)
+    except subprocess.CalledProcessError as error:
+        results["silence"] = {"skipped": f"can't change addresses: {error}"}
+    return results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tool", choices=("asan", "valgrind", "plain"), default="asan")
+    options = parser.parse_args()
+    print(json.dumps(asyncio.run(run(options.tool)), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""The patched sofia-sip alone, with sanitizers and valgrind: how connections end, and what rubbish does.
+
+TOOLKIT_FUZZ_INPUTS and TOOLKIT_FUZZ_SEED make the fuzzer throw more, or other input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import engine, image, patchset, sources
+from scripts.clean import LABEL
+from scripts.errors import ToolkitError
+from scripts.settings import ROOT, Settings, load
+
+pytestmark = pytest.mark.docker
+
+TESTS = ROOT / "tests"
+INPUTS = int(os.environ.get("TOOLKIT_FUZZ_INPUTS", "2000"))
+SEED = int(os.environ.get("TOOLKIT_FUZZ_SEED", "20261123"))
+LIMIT = 1.0
+PEER, RESET = ("peer-closed", 0), ("reset", 104)
+TLS, PROTOCOL = ("tls-error", 5), ("protocol-error", 71)
+# What a connection that ended in such a way must be reported as, on each protocol or on one.
+EXPECTED = {
+    "close": PEER,
+    "fin": PEER,
+    "reset": RESET,
+    "half close": PEER,
+    "several": PEER,
+    "pipelined": PEER,
+    "garbage": PROTOCOL,
+    "partial": PEER,
+    "partial reset": RESET,
+    "oversize": PROTOCOL,
+    "nothing": PEER,
+    "nothing reset": RESET,
+    "hello fin": PEER,
+    "hello reset": RESET,
+    "plain": PROTOCOL,
+    "tls plain": TLS,
+    "record": TLS,
+    "upgrade fin": PEER,
+    "upgrade reset": RESET,
+    "opcode": PROTOCOL,
+    "frame fin": PEER,
+}
+# Bad content of a frame that is right does not keep the next frame from being found.
+EXPECTED |= {f"{protocol} {ending}": PEER for protocol in ("ws", "wss") for ending in ("garbage", "oversize")}
+REGISTERED = {"several": 5, "nothing": 0, "nothing reset": 0, "hello fin": 0, "hello reset": 0, "plain": 0}
+REGISTERED |= {"upgrade fin": 0, "upgrade reset": 0}
+
+
+def docker(*arguments: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="session")
+def stage() -> tuple[Settings, str]:
+    """Return the settings and the tag of the stage with toolchain and unpatched sources; skip if it can't be made."""
+    settings = load(overrides=[line for line in os.environ.get("TOOLKIT_SET", "").splitlines() if line])
+    tag = f"{settings.image}:build"
+    try:
+        with engine.connect() as client:
+            there = any(tag in item.tags for item in client.images.list(name=settings.image))
+        sources.clone(settings)
+    except ToolkitError as error:
+        pytest.skip(str(error))
+    if not there:
+        image.build(settings)
+    return settings, tag
+
+
+def series(settings: Settings, directory: Path) -> Path:
+    """Write the rendered series of sofia-sip, and what applies it, to `directory`."""
+    (source,) = (source for source in settings.sources if source.name == "sofia-sip")
+    (directory / "patches").mkdir(parents=True)
+    for patch in patchset.render(settings, source):
+        (directory / "patches" / patch.name).write_text(patch.text, errors="surrogateescape")
+    shutil.copy2(ROOT / "scripts" / "build-patch.sh", directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def probe(stage: tuple[Settings, str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Build the image of the probe and return its tag."""
+    settings, build = stage
+    context = series(settings, tmp_path_factory.mktemp("probe") / "context")
+    shutil.copy2(TESTS / "probe" / "probe.c", context)
+    (context / "tests" / "probe").mkdir(parents=True)
+    for name in ("__init__.py", "fuzz.py", "probe/__init__.py", "probe/drive.py", "probe/matrix.py"):
+        shutil.copy2(TESTS / name, context / "tests" / name)
+    tag = f"{settings.image}:probe"
+    result = docker(
+        "build", "--force-rm", "--file", str(TESTS / "probe" / "Dockerfile"), "--tag", tag, "--label", f"{LABEL}=true",
+        "--build-arg", f"BUILD_IMAGE={build}", "--build-arg", f"JOBS={settings.jobs}", str(context),
+    )  # fmt: skip
+    assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
+    return tag
+
+
+def run(tag: str, *command: str, timeout: int = 900, save: Path | None = None) -> Any:
+    """Run a module of the tests in a container of the probe and return what it printed."""
+    options = ["--rm", "--label", f"{LABEL}=true", "--cap-add", "NET_ADMIN"]
+    if save:
+        options += ["--volume", f"{save}:/tmp/failed"]
+    result = docker("run", *options, tag, "python3", "-m", *command, timeout=timeout)
+    assert result.stdout.startswith("{"), (result.stdout + result.stderr)[-3000:]
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="session")
+def matrix(probe: str) -> dict[str, dict[str, Any]]:
+    return run(probe, "tests.probe.matrix")  # type: ignore[no-any-return]
+
+
+def faults(results: dict[str, Any]) -> list[str]:
+    """Return what is not as it should be in the cases of one probe, a line each."""
+    found = []
+    for name, case in results["cases"].items():
+        protocol, _, ending = name.partition(" ")
+        cause = EXPECTED.get(name, EXPECTED.get(ending))
+        if case["error"]:
+            found.append(f"{name}: {case['error']}")
+        if len(case["reports"]) != 1:
+            causes = [(report["cause"], report["errno"]) for report in case["reports"]]
+            found.append(f"{name}: {len(causes)} reports {causes}")
+            continue
+        (report,) = case["reports"]
+        if cause and (report["cause"], report["errno"]) != cause:
+            found.append(f"{name}: {report['cause']} {report['errno']}, not {cause[0]} {cause[1]}")
+        if case["late"] > LIMIT and "silence" not in results:
+            found.append(f"{name}: {case['late']:.1f} s late")
+        if case["registers"] != [report["id"]] * REGISTERED.get(ending, 1):
+            found.append(f"{name}: registered as {case['registers']}, reported as {report['id']}")
+        if (report["event"], report["status"]) != ("nua_i_tp_error_report", 503):
+            found.append(f"{name}: {report['event']} {report['status']}")
+        if (report["proto"], report["own_port"]) != (protocol, case["own_port"]):
+            found.append(f"{name}: {report['proto']} on port {report['own_port']}, not {case['own_port']}")
+        if not report["opened"] <= report["noticed"] <= report["opened"] + 60:
+            found.append(f"{name}: opened {report['opened']}, noticed {report['noticed']}")
+    identifiers = [report["id"] for case in results["cases"].values() for report in case["reports"]]
+    if len(set(identifiers)) != len(identifiers):
+        found.append("identifiers are not unique")
+    found += [f"unexpected: {other['peer_host']}:{other['peer_port']} {other['cause']}" for other in results["others"]]
+    found += results["complaints"]
+    if results["status"]:
+        found.append(f"the probe ended with status {results['status']}")
+    return found
+
+
+@pytest.mark.parametrize("mode", ["plain", "keep", "thread"])
+def test_each_end_is_reported_once_and_rightly(matrix: dict[str, dict[str, Any]], mode: str) -> None:
+    assert len(matrix[mode]["cases"]) > 50
+    assert faults(matrix[mode]) == []
+
+
+def test_a_good_end_is_no_error_in_the_log(matrix: dict[str, dict[str, Any]]) -> None:
+    assert faults(matrix["log"]) == []
+    # Upstream logs this one for each WebSocket.
+    lines = [line for line in matrix["log"]["stderr"].splitlines() if "tport_ws_deinit_secondary" not in line]
+    assert lines == []
+
+
+def test_errors_of_the_listening_socket_are_not_reported(matrix: dict[str, dict[str, Any]]) -> None:
+    results = matrix["starved"]
+    assert results["failed"]
+    assert results["early"] == 0
+    assert len(results["cases"]) == 40
+    assert [fault for fault in faults(results) if "registered" not in fault] == []
+
+
+def test_udp_is_not_reported(matrix: dict[str, dict[str, Any]]) -> None:
+    results = matrix["udp"]
+    assert results["failed"]
+    assert results["registers"] == [0] * 5
+    assert results["cases"] == {}
+    assert faults(results) == []
+
+
+def test_a_missing_pong_is_a_timeout(matrix: dict[str, dict[str, Any]]) -> None:
+    results = matrix["pong"]
+    (report,) = results["cases"]["tcp pong"]["reports"]
+    assert (report["cause"], report["errno"]) == ("timeout", 32)
+    assert faults(results) == []
+
+
+def test_silence_is_a_timeout(matrix: dict[str, dict[str, Any]]) -> None:
+    results = matrix["silence"]
+    if "skipped" in results:
+        pytest.skip(results["skipped"])
+    assert (results["status"], results["complaints"]) == (0, [])
+    for case in results["cases"].values():
+        assert [report["cause"] for report in case["reports"]] == ["timeout"]
+        assert results["seconds"] / 2 - 1 < case["late"] < results["seconds"] + 1
+
+
+def test_rubbish_is_survived_and_reported(probe: str, tmp_path: Path) -> None:
+    result = run(
+        probe, "tests.fuzz", "--inputs", str(INPUTS), "--seed", str(SEED), timeout=300 + INPUTS // 10, save=tmp_path
+    )
+    assert result["inputs"] == INPUTS, f"seed {SEED}"
+    assert result["faults"] + result["complaints"] == [], f"seed {SEED}, inputs that failed are in {tmp_path}"
+
+
+def test_rubbish_leaks_nothing(probe: str, tmp_path: Path) -> None:
+    inputs = max(200, INPUTS // 10)
+    result = run(
+        probe, "tests.fuzz", "--tool", "valgrind", "--inputs", str(inputs), "--seed", str(SEED), "--abreast", "4",
+        "--limit", "5", timeout=600 + inputs, save=tmp_path,
+    )  # fmt: skip
+    assert result["inputs"] == inputs, f"seed {SEED}"
+    assert result["faults"] + result["complaints"] == [], f"seed {SEED}, inputs that failed are in {tmp_path}"
+
+
+def own_tests(stage: str, directory: Path) -> dict[str, str]:
+    """Run sofia-sip's own tests, with the series in `directory` if there is one, and return program and result."""
+    result = docker(
+        "run", "--rm", "--label", f"{LABEL}=true", "--env", f"JOBS={os.cpu_count() or 1}",
+        "--volume", f"{directory}:/series:ro", "--volume", f"{ROOT / 'scripts'}:/scripts:ro", stage,
+        "/scripts/build-check.sh", "/series/patches",
+        timeout=3600,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    return dict(line.split() for line in result.stdout.splitlines())
+
+
+@pytest.mark.slow
+def test_the_own_tests_of_sofia_pass_as_without_the_series(stage: tuple[Settings, str], tmp_path: Path) -> None:
+    settings, build = stage
+    stock = own_tests(build, tmp_path)
+    patched = own_tests(build, series(settings, tmp_path / "context"))
+    assert sum(result == "PASS" for result in stock.values()) >= 30
+    assert {name: result for name, result in stock.items() if result == "PASS" and patched.get(name) != "PASS"} == {}
