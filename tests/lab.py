@@ -1,0 +1,411 @@
+"""A running FreeSWITCH with many profiles, for tests: configuration, containers, events.
+
+The containers are made with Docker Compose. Their addresses are used as they
+are, without published ports: that needs Docker on this very Linux.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import secrets
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+import docker
+import trustme
+from docker.errors import APIError
+from docker.models.containers import Container
+from docker.types import IPAMConfig, IPAMPool
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pytest_docker.plugin import get_docker_services
+
+from scripts.clean import LABEL
+from scripts.errors import ToolkitError
+from scripts.events import REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable
+from scripts.settings import Settings
+from tests import relay
+from tests.sip import Client
+
+HERE = Path(__file__).parent
+DOMAIN = "example.test"
+ESL_PORT = 8021
+USERS = 6000
+EXPIRE = "sofia::expire"
+# The bound that profile `silent` sets on the silent death of a peer, seconds.
+DEAD_PEER_TIMEOUT = 6
+OFFSETS = {"udp": 0, "tcp": 0, "tls": 1, "ws": 2, "wss": 3}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A SIP profile: udp and tcp on `port`, tls, ws and wss on the three after it."""
+
+    name: str
+    port: int
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    ipv6: bool = False
+
+
+PROFILES = (
+    Profile("main", 5060),
+    Profile("multi", 5070, {"multiple-registrations": "call-id"}),
+    Profile("contact", 5080, {"multiple-registrations": "contact"}),
+    Profile("short", 5090, {"sip-expires-late-margin": "0", "multiple-registrations": "call-id"}),
+    Profile("silent", 5100, {"tcp-dead-peer-timeout": str(DEAD_PEER_TIMEOUT)}),
+    Profile("unreg", 5110, {"tcp-unreg-on-socket-close": "true"}),
+    Profile("remove", 5120, {"tp-error-unregister": "true"}),
+    Profile(
+        "both",
+        5130,
+        {"tp-error-unregister": "true", "tcp-unreg-on-socket-close": "true"},
+    ),
+    Profile("quiet", 5140, {"tp-error-report": "false"}),
+    Profile("threads", 5150, {"inbound-reg-in-new-thread": "true", "multiple-registrations": "call-id"}),
+    Profile("six", 5160, ipv6=True),
+)
+
+
+class Recorder:
+    """An event socket in a thread of its own that keeps all events that come."""
+
+    def __init__(self, host: str, password: str, subclasses: Sequence[str]) -> None:
+        self.events: list[Event] = []
+        self.error: BaseException | None = None
+        self._came = threading.Condition()
+        self._subscribe = functools.partial(Subscriber, host, ESL_PORT, password, subclasses, timeout=120)
+        self._loop = asyncio.new_event_loop()
+        self._subscriber = self._subscribe()
+        self._recording: asyncio.Task[None]
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self, timeout: float) -> None:
+        """Connect within `timeout` seconds and start to record."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                self._loop.run_until_complete(self._subscriber.__aenter__())
+                break
+            except (Unreachable, ConnectionLost):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+                self._subscriber = self._subscribe()
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._recording = self._loop.create_task(self._record())
+        try:
+            self._loop.run_until_complete(self._recording)
+        except BaseException as error:
+            with self._came:
+                self.error = error
+                self._came.notify_all()
+
+    async def _record(self) -> None:
+        try:
+            async for event in self._subscriber:
+                with self._came:
+                    self.events.append(event)
+                    self._came.notify_all()
+        finally:
+            await self._subscriber.__aexit__(None, None, None)
+
+    def stop(self) -> None:
+        """End the recording."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._recording.cancel)
+            self._thread.join(5)
+
+    def api(self, command: str) -> str:
+        """Return the output of an API command."""
+        future = asyncio.run_coroutine_threadsafe(self._subscriber.api(command), self._loop)
+        try:
+            return future.result(130)
+        except FutureTimeoutError:
+            raise ToolkitError(f"the event socket is gone: no answer to '{command}'") from self.error
+
+    def wait(self, done: Callable[[Sequence[Event]], bool], timeout: float) -> bool:
+        """Wait until `done` says so of all events so far; False if it didn't in `timeout` seconds."""
+        with self._came:
+            return self._came.wait_for(lambda: self.error is not None or done(self.events), timeout) and not self.error
+
+
+@dataclass
+class FreeSwitch:
+    """A container with FreeSWITCH and the recorder of its events."""
+
+    container: Container
+    address: str
+    address6: str
+    password: str
+    subclass: str
+    recorder: Recorder = field(init=False)
+
+    def start(self, timeout: float, subclasses: Sequence[str] = ()) -> None:
+        """Wait until all profiles run; record the events of `subclasses` (default: all about registrations)."""
+        self.recorder = Recorder(
+            self.address, self.password, subclasses or (self.subclass, REGISTER, UNREGISTER, EXPIRE)
+        )
+        self.recorder.start(timeout)
+        deadline = time.monotonic() + timeout
+        while not self.running():
+            if time.monotonic() > deadline:
+                raise ToolkitError(f"not all profiles run: {self.recorder.api('sofia status')}")
+            time.sleep(0.2)
+
+    def running(self) -> bool:
+        """Return whether all profiles run."""
+        answer = self.recorder.api("sofia xmlstatus").strip()
+        if not answer.startswith("<"):
+            return False
+        names = {
+            node.findtext("name")
+            for node in ElementTree.fromstring(answer).iterfind("profile")
+            if node.findtext("state", "").startswith("RUNNING")
+        }
+        return {profile.name for profile in PROFILES if self.address6 or not profile.ipv6} <= names
+
+    def shell(self, script: str) -> str:
+        """Return what `script` prints in the container."""
+        code, output = self.container.exec_run(["sh", "-c", script])
+        assert code == 0, f"{script}: {output!r}"
+        return str(output.decode(errors="replace"))
+
+    def connections(self) -> list[str]:
+        """Return the TCP connections to SIP ports as `near far state` in /proc/net/tcp's hexadecimal notation."""
+        ports = {profile.port + offset for profile in PROFILES for offset in OFFSETS.values()}
+        found = []
+        for line in self.shell("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null || true").splitlines():
+            _, near, far, state, *_ = line.split()
+            # Established and close-wait: what FreeSWITCH still holds.
+            if state in ("01", "08") and int(near.rpartition(":")[2], 16) in ports:
+                found.append(f"{near} {far} {state}")
+        return found
+
+    def descriptors(self) -> int:
+        """Return the number of open file descriptors of FreeSWITCH."""
+        return int(self.shell("ls /proc/1/fd | wc -l"))
+
+    def memory_kb(self) -> int:
+        """Return the resident memory of FreeSWITCH."""
+        return int(self.shell("awk '/^VmRSS/ {print $2}' /proc/1/status"))
+
+    def registrations(self, profile: str) -> list[dict[str, str]]:
+        """Return what `sofia xmlstatus` lists as registered in `profile`."""
+        text = self.recorder.api(f"sofia xmlstatus profile {profile} reg").strip()
+        return [
+            {child.tag: child.text or "" for child in node}
+            for node in ElementTree.fromstring(text).iterfind("registrations/registration")
+        ]
+
+
+@dataclass
+class Lab:
+    """The containers, and what tests need to use them."""
+
+    settings: Settings
+    image: str
+    password: str
+    directory: Path
+    freeswitch: FreeSwitch
+    spare: FreeSwitch | None
+    relay: tuple[str, int]
+    gateway: str
+    # The reports that came in the time of the test they belong to, per user.
+    settled: Counter[str] = field(default_factory=Counter)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def is_report(self, event: Event) -> bool:
+        return event.subclass == self.settings.esl_event
+
+    def user(self) -> str:
+        """Return a user that nobody has had before."""
+        number = next(self._numbers)
+        assert number < USERS, "more users needed than lab.USERS"
+        return f"u{number:04}"
+
+    def target(self, profile: str, transport: str) -> tuple[str, int]:
+        """Return where `profile` listens for `transport`."""
+        found = next(item for item in PROFILES if item.name == profile)
+        host = self.freeswitch.address6 if found.ipv6 else self.freeswitch.address
+        return host, found.port + OFFSETS[transport]
+
+    def open(self, profile: str, transport: str, through_relay: bool = False) -> Client:
+        """Return a client that is connected to `profile`."""
+        host, port = self.target(profile, transport)
+        return Client(transport, host, port, relay=self.relay if through_relay else None)
+
+    def command_relay(self, command: str) -> None:
+        """Give the relay a command: `CUT link`, `CUT route` or `HEAL`."""
+        line = f"{command} {self.freeswitch.address}\n" if command != "HEAL" else f"{command}\n"
+        with socket.create_connection(self.relay, 5) as connection:
+            connection.sendall(line.encode())
+            answer = connection.recv(1000).decode()
+        assert answer == "ok\n", f"relay: {command}: {answer}"
+
+
+def compose_command() -> str:
+    """Return what calls Docker Compose here; ToolkitError if nothing does."""
+    for command in ("docker compose", "docker-compose"):
+        if shutil.which(command.split()[0]):
+            outcome = subprocess.run([*command.split(), "version"], capture_output=True, check=False)
+            if outcome.returncode == 0:
+                return command
+    raise ToolkitError("neither `docker compose` nor `docker-compose` works: install Docker Compose")
+
+
+def ipv6_prefix(client: docker.DockerClient) -> str:
+    """Return a prefix (/64) for a network, "" if the engine can't do IPv6."""
+    token = secrets.token_hex(5)
+    prefix = f"fd{token[:2]}:{token[2:6]}:{token[6:]}"
+    pool = IPAMConfig(pool_configs=[IPAMPool(subnet=f"{prefix}::/64")])
+    try:
+        network = client.networks.create(
+            f"tp-error-probe-{token}", enable_ipv6=True, ipam=pool, labels={LABEL: "true"}
+        )
+    except APIError:
+        return ""
+    network.remove()
+    return prefix if Path("/proc/net/if_inet6").exists() else ""
+
+
+def configure(
+    directory: Path,
+    settings: Settings,
+    image: str,
+    password: str,
+    ipv6: str,
+    spare: bool,
+    parameters: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the Compose file and all that it mounts to `directory`; return the Compose file.
+
+    `parameters` are set in every profile, before its own.
+    """
+    templates = Environment(
+        loader=FileSystemLoader(HERE / "templates"), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    profiles = [
+        Profile(item.name, item.port, {**(parameters or {}), **item.parameters}, item.ipv6)
+        for item in PROFILES
+        if ipv6 or not item.ipv6
+    ]
+    values = {
+        "image": image,
+        "relay_image": f"{settings.image}:build",
+        "label": LABEL,
+        "password": password,
+        "domain": DOMAIN,
+        "directory": directory,
+        "ipv6": ipv6,
+        "spare": spare,
+        "profiles": profiles,
+        "users": [f"u{number:04}" for number in range(USERS)],
+    }
+    for name, template in (
+        ("compose.yml", "compose.yml.j2"),
+        ("sofia.conf.xml", "sofia.conf.xml.j2"),
+        ("directory/users.xml", "users.xml.j2"),
+    ):
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(templates.get_template(template).render(values))
+    shutil.copy(HERE / "relay.py", directory)
+    _certificates(directory / "tls")
+    # FreeSWITCH runs as a user of its own, and the umask may be strict.
+    for path in (directory, *directory.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return directory / "compose.yml"
+
+
+def _certificates(directory: Path) -> None:
+    authority = trustme.CA()
+    pem = authority.issue_cert(DOMAIN).private_key_and_cert_chain_pem.bytes()
+    directory.mkdir()
+    for name in ("agent.pem", "wss.pem", "dtls-srtp.pem"):
+        (directory / name).write_bytes(pem)
+    (directory / "cafile.pem").write_bytes(authority.cert_pem.bytes())
+
+
+@contextlib.contextmanager
+def start(
+    settings: Settings,
+    directory: Path,
+    variant: str = "patched",
+    spare: bool = False,
+    parameters: Mapping[str, str] | None = None,
+) -> Iterator[Lab]:
+    """Run the lab with the image `variant`; remove all of it in the end."""
+    client = docker.from_env()
+    try:
+        project = f"tp-error-{secrets.token_hex(4)}"
+        password = secrets.token_hex(16)
+        image = f"{settings.image}:{variant}"
+        ipv6 = ipv6_prefix(client)
+        file = configure(directory, settings, image, password, ipv6, spare, parameters)
+        with _services(compose_command(), str(file), project):
+            yield from _lab(client, settings, directory, image, project, password, ipv6)
+    finally:
+        client.close()
+
+
+@contextlib.contextmanager
+def _services(command: str, file: str, project: str) -> Iterator[None]:
+    try:
+        with get_docker_services(command, file, project, "up -d", ""):
+            yield
+    finally:
+        # Also after an `up` that failed halfway.
+        with get_docker_services(command, file, project, "down --volumes --timeout 5", ""):
+            pass
+
+
+def _lab(
+    client: docker.DockerClient,
+    settings: Settings,
+    directory: Path,
+    image: str,
+    project: str,
+    password: str,
+    ipv6: str,
+) -> Iterator[Lab]:
+    def container(service: str) -> Container | None:
+        labels = [f"com.docker.compose.project={project}", f"com.docker.compose.service={service}"]
+        found = client.containers.list(filters={"label": labels})
+        return found[0] if found else None
+
+    def switch(service: str) -> FreeSwitch | None:
+        found = container(service)
+        if not found:
+            return None
+        network = found.attrs["NetworkSettings"]["Networks"][f"{project}_sip"]
+        six = f"{ipv6}::5060" if ipv6 and service == "freeswitch" else ""
+        return FreeSwitch(found, network["IPAddress"], six, password, settings.esl_event)
+
+    freeswitch, spare, middle = switch("freeswitch"), switch("spare"), container("relay")
+    assert freeswitch and middle, f"not all containers of {project} run"
+    networks = middle.attrs["NetworkSettings"]["Networks"]
+    address = networks[f"{project}_control"]["IPAddress"]
+    gateway = networks[f"{project}_sip"]["Gateway"]
+    lab = Lab(settings, image, password, directory, freeswitch, spare, (address, relay.PORT), gateway)
+    try:
+        freeswitch.start(settings.start_timeout)
+        if spare:
+            spare.start(settings.start_timeout)
+        yield lab
+    finally:
+        for item in (freeswitch, spare):
+            if item and hasattr(item, "recorder"):
+                item.recorder.stop()

@@ -1,0 +1,158 @@
+"""Connect, register, die: many thousand times, and nothing may be left of it.
+
+    python -m tests.soak --cycles 100000
+
+Ends with the figures, and with status 1 if a report was missing or doubled,
+or if descriptors, memory or registrations did not return to where they began.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from wsproto.utilities import LocalProtocolError, RemoteProtocolError
+
+from scripts.settings import load
+from tests import lab as lab_module
+from tests.lab import DOMAIN, Lab
+
+TRANSPORTS = ("tcp", "tls", "ws", "wss")
+WORKERS = 3
+USERS = 400
+# Before this many cycles the allocator, the pools and the caches still grow to their working size.
+WARM_UP = 2000
+# Memory may still grow by this much after the warm-up, however many cycles follow.
+MEMORY_MARGIN_KB = 8 * 1024
+
+
+@dataclass
+class Figures:
+    """What was measured; sizes in KiB, times in seconds."""
+
+    cycles: int = 0
+    seconds: float = 0.0
+    failures: Counter[str] = field(default_factory=Counter)
+    reports: int = 0
+    wrong: int = 0
+    descriptors: tuple[int, int] = (0, 0)
+    memory_kb: list[int] = field(default_factory=list)
+    left: int = 0
+    delays_ms: list[float] = field(default_factory=list)
+
+    def problems(self) -> list[str]:
+        """Return what did not return to where it began, one line each."""
+        found = []
+        found += [f"{count} of {self.cycles} clients failed: {reason}" for reason, count in self.failures.items()]
+        if self.wrong:
+            found.append(f"{self.wrong} Call-IDs with no report or more than one")
+        if self.left:
+            found.append(f"{self.left} connections or registrations left")
+        if self.descriptors[1] > self.descriptors[0]:
+            found.append(f"file descriptors grew from {self.descriptors[0]} to {self.descriptors[1]}")
+        if self.memory_kb[-1] - self.memory_kb[0] > MEMORY_MARGIN_KB:
+            found.append(f"memory grew from {self.memory_kb[0]} to {self.memory_kb[-1]} KiB")
+        return found
+
+    def lines(self) -> list[str]:
+        """Return the figures for people."""
+        delays = sorted(self.delays_ms)
+        return [
+            f"cycles          {self.cycles} in {self.seconds:.0f} s, {self.cycles / self.seconds:.0f} per second",
+            f"reports         {self.reports}, not exactly one: {self.wrong} Call-IDs, "
+            f"failed clients: {self.failures.total()}",
+            f"delay ms        median {delays[len(delays) // 2]:.1f}, 99 % {delays[len(delays) * 99 // 100]:.1f}, "
+            f"largest {delays[-1]:.1f} (detection to arrival)",
+            f"descriptors     {self.descriptors[0]} before, {self.descriptors[1]} after",
+            f"memory KiB      {' '.join(str(value) for value in self.memory_kb)} (after the warm-up, at each tenth)",
+            f"left            {self.left} connections and registrations",
+        ]
+
+
+def run(lab: Lab, cycles: int, profile: str = "main", limit: float = 3600.0) -> Figures:
+    """Run `cycles` after a warm-up, for `limit` seconds at most; return the figures."""
+    users = [lab.user() for _ in range(USERS)]
+    switch = lab.freeswitch
+    calls: set[str] = set()
+    figures = Figures()
+
+    def cycle(number: int) -> str:
+        transport = TRANSPORTS[number % len(TRANSPORTS)]
+        step = "connect"
+        try:
+            client = lab.open(profile, transport)
+            step = "register"
+            call_id = client.register(users[number % USERS], lab.password, DOMAIN)
+        except (OSError, AssertionError, ValueError, LocalProtocolError, RemoteProtocolError) as error:
+            figures.failures[f"{transport}: {step}: {type(error).__name__}: {error}"] += 1
+            return ""
+        client.reset() if number % 3 == 0 else client.close()
+        return call_id
+
+    def batch(start: int, count: int) -> None:
+        for call_id in pool.map(cycle, range(start, start + count)):
+            if call_id:
+                calls.add(call_id)
+
+    deadline = time.monotonic() + limit
+    with ThreadPoolExecutor(WORKERS) as pool:
+        batch(0, min(WARM_UP, cycles))
+        time.sleep(3)
+        descriptors = switch.descriptors()
+        figures.memory_kb.append(switch.memory_kb())
+        began = time.monotonic()
+        for _ in range(10):
+            step = cycles // 10
+            while step > 0 and time.monotonic() < deadline:
+                batch(figures.cycles, min(step, 1000))
+                figures.cycles += min(step, 1000)
+                step -= 1000
+            figures.memory_kb.append(switch.memory_kb())
+        figures.seconds = time.monotonic() - began
+    time.sleep(3)
+    reports = [event for event in switch.recorder.events if lab.is_report(event) and event.get("call-id") in calls]
+    count = Counter(event.get("call-id") for event in reports)
+    lab.settled.update(event.get("from-user") for event in reports)
+    figures.reports = len(reports)
+    figures.wrong = sum(count[call_id] != 1 for call_id in calls)
+    figures.delays_ms = [event.arrived_ns / 1e6 - int(event.get("detected-at-us")) / 1e3 for event in reports]
+    figures.descriptors = (descriptors, switch.descriptors())
+    figures.memory_kb.append(switch.memory_kb())
+    switch.recorder.api(f"sofia profile {profile} flush_inbound_reg")
+    time.sleep(2)
+    figures.left = len(switch.connections()) + len(switch.registrations(profile))
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the soak test on the patched image as a program."""
+    parser = argparse.ArgumentParser(description="Connect, register, die: many times.")
+    parser.add_argument("--cycles", type=int, default=10000, help="how often (default: %(default)s)")
+    parser.add_argument("--profile", default="main", help="profile of the lab (default: %(default)s)")
+    parser.add_argument("--limit", type=float, default=3600, help="end after so many seconds (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.cycles < 10:
+        parser.error(f"--cycles {options.cycles}: at least 10")
+    console = Console(highlight=False)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        lab_module.start(load(), Path(directory)) as lab,
+    ):
+        figures = run(lab, options.cycles, options.profile, options.limit)
+    for line in figures.lines():
+        console.print(line, soft_wrap=True)
+    for problem in figures.problems():
+        console.print(f"NOT OK: {problem}", soft_wrap=True)
+    return 1 if figures.problems() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

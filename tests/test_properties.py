@@ -1,0 +1,200 @@
+"""Random histories: what a model knows of who is online, and the stream of reports, must agree."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from scripts.events import Event, parse
+from tests.lab import DOMAIN, Lab
+from tests.sip import Client
+
+pytest_plugins = ["tests.live"]
+
+BOUND = 1.0
+# How long a report that must not come is waited for after each end of a connection.
+SETTLE = 0.05
+TRANSPORTS = ("tcp", "tls", "ws", "wss")
+NAMES = ("alice", "bob", "carol")
+
+
+@dataclass
+class Registration:
+    """A live registration as the registrar sees it."""
+
+    user: str
+    call_id: str
+    contact: str
+    connection: int
+    # The contact with what the registrar adds to it.
+    identity: str
+
+
+@dataclass
+class World:
+    """Connections by number, and the registrations that a registrar of this kind would hold."""
+
+    multiple: bool
+    connections: dict[int, Client] = field(default_factory=dict)
+    registrations: list[Registration] = field(default_factory=list)
+
+    def replace(self, new: Registration) -> None:
+        self.registrations = [
+            old
+            for old in self.registrations
+            if old.user != new.user
+            or (self.multiple and old.call_id != new.call_id and old.identity != new.identity)
+        ]
+        self.registrations.append(new)
+
+
+class Registrar(RuleBasedStateMachine):
+    """Clients that come, register, move, leave and die."""
+
+    lab: Lab
+    multiple: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(self.multiple)
+        self.profile = "short" if self.multiple else "main"
+        self.users = {name: self.lab.user() for name in NAMES}
+        self.recorder = self.lab.freeswitch.recorder
+        self.start = len(self.recorder.events)
+        self.expected = 0
+        self.number = 0
+
+    def reports(self) -> list[Event]:
+        mine = set(self.users.values())
+        return [
+            event
+            for event in self.recorder.events[self.start :]
+            if self.lab.is_report(event) and event.get("from-user") in mine
+        ]
+
+    def pick(self, index: int) -> int:
+        return sorted(self.world.connections)[index % len(self.world.connections)]
+
+    @precondition(lambda self: len(self.world.connections) < 4)
+    @rule(transport=st.sampled_from(TRANSPORTS))
+    def connect(self, transport: str) -> None:
+        self.number += 1
+        self.world.connections[self.number] = self.lab.open(self.profile, transport)
+
+    @precondition(lambda self: self.world.connections)
+    @rule(name=st.sampled_from(NAMES), index=st.integers(0, 3))
+    def register(self, name: str, index: int) -> None:
+        self._register(self.users[name], self.pick(index))
+
+    @precondition(lambda self: self.world.registrations)
+    @rule(which=st.integers(0, 9))
+    def refresh(self, which: int) -> None:
+        old = self.world.registrations[which % len(self.world.registrations)]
+        self._register(old.user, old.connection, old)
+
+    @precondition(lambda self: self.world.registrations and len(self.world.connections) > 1)
+    @rule(which=st.integers(0, 9), index=st.integers(0, 3))
+    def move(self, which: int, index: int) -> None:
+        old = self.world.registrations[which % len(self.world.registrations)]
+        self._register(old.user, self.pick(index), old)
+
+    @precondition(lambda self: self.world.registrations)
+    @rule(which=st.integers(0, 9))
+    def unregister(self, which: int) -> None:
+        old = self.world.registrations[which % len(self.world.registrations)]
+        client = self.world.connections[old.connection]
+        client.register(old.user, self.lab.password, DOMAIN, expires=0, call_id=old.call_id, contact=old.contact)
+        if self.multiple:
+            self.world.registrations.remove(old)
+        else:
+            self.world.registrations = [item for item in self.world.registrations if item.user != old.user]
+
+    @precondition(lambda self: self.multiple and self.world.registrations)
+    @rule(which=st.integers(0, 9))
+    def expire(self, which: int) -> None:
+        old = self.world.registrations[which % len(self.world.registrations)]
+        client = self.world.connections[old.connection]
+        client.register(old.user, self.lab.password, DOMAIN, expires=1, call_id=old.call_id, contact=old.contact)
+        time.sleep(2.1)
+        self.world.registrations.remove(old)
+
+    @precondition(lambda self: self.world.connections)
+    @rule(index=st.integers(0, 3), reset=st.booleans())
+    def die(self, index: int, reset: bool) -> None:
+        number = self.pick(index)
+        client = self.world.connections.pop(number)
+        lost = [item for item in self.world.registrations if item.connection == number]
+        self.world.registrations = [item for item in self.world.registrations if item.connection != number]
+        left = {item.user: 0 for item in lost}
+        for item in self.world.registrations:
+            if item.user in left:
+                left[item.user] += 1
+        seen = len(self.reports())
+        client.reset() if reset else client.close()
+        self.expected += len(lost)
+        assert self.recorder.wait(lambda _: len(self.reports()) >= self.expected, BOUND), "not all reports came"
+        time.sleep(SETTLE)
+        came = self.reports()[seen:]
+        assert sorted((event.get("from-user"), event.get("call-id")) for event in came) == sorted(
+            (item.user, item.call_id) for item in lost
+        )
+        for event in came:
+            report = parse(event)
+            assert report.registrations_left == left[report.from_user]
+            assert report.close_cause == ("reset" if reset else "peer-closed")
+
+    @invariant()
+    def nothing_else_came(self) -> None:
+        assert len(self.reports()) == self.expected
+
+    def teardown(self) -> None:
+        for index in range(len(self.world.connections)):
+            self.die(index, False)
+        time.sleep(SETTLE)
+        self.lab.settled.update(event.get("from-user") for event in self.reports())
+        assert len(self.reports()) == self.expected
+
+    def _register(self, user: str, number: int, old: Registration | None = None) -> None:
+        client = self.world.connections[number]
+        host, port = client.address
+        contact = old.contact if old else f"<sip:{user}@{host}:{port};transport={client.transport}>"
+        call_id = client.register(
+            user, self.lab.password, DOMAIN, call_id=old.call_id if old else "", contact=contact
+        )
+        # FreeSWITCH adds the address of the connection to a contact over WebSocket.
+        identity = f"{contact} {port}" if client.transport in ("ws", "wss") else contact
+        self.world.replace(Registration(user, call_id, contact, number, identity))
+
+
+@pytest.fixture(params=[False, True], ids=["one registration", "multiple registrations"])
+def machine(lab: Lab, request: pytest.FixtureRequest) -> Iterator[type[Registrar]]:
+    """Return the state machine, bound to the lab."""
+
+    class Bound(Registrar):
+        multiple = request.param
+
+    Bound.lab = lab
+    yield Bound
+
+
+def test_random_histories(machine: type[Registrar]) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=20,
+            # To shrink a failure takes minutes, its history is short enough.
+            phases=(Phase.explicit, Phase.generate),
+            print_blob=False,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,203 @@
+"""FreeSWITCH is restarted, reloaded and ended under load, and soaked for a while."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+from docker.models.containers import Container
+
+from scripts.events import Event
+from tests import soak
+from tests.lab import DOMAIN, EXPIRE, FreeSwitch, Lab
+from tests.sip import Client
+
+pytest_plugins = ["tests.live"]
+
+OFFSETS = (("tcp", 0), ("tls", 1), ("ws", 2), ("wss", 3))
+WORKERS = 3
+
+
+class Load:
+    """Clients that register and die without a pause, and clients that only hold a registration."""
+
+    def __init__(self, lab: Lab, switch: FreeSwitch) -> None:
+        self.lab, self.switch = lab, switch
+        self.stop = threading.Event()
+        # Call-IDs whose connection was ended by its client.
+        self.ended: list[str] = []
+        self.kept: list[Client] = []
+        self.kept_calls: set[str] = set()
+        self.threads = [threading.Thread(target=self._work, args=(number,)) for number in range(WORKERS)]
+
+    def _work(self, number: int) -> None:
+        users = [self.lab.user() for _ in range(5)]
+        cycle = 0
+        while not self.stop.is_set():
+            transport, offset = OFFSETS[(number + cycle) % 4]
+            call_id = uuid.uuid4().hex
+            # Also one that gives up may have been registered.
+            self.ended.append(call_id)
+            try:
+                client = Client(transport, self.switch.address, 5060 + offset, limit=3)
+                client.register(users[cycle % 5], self.lab.password, DOMAIN, call_id=call_id)
+            except (OSError, AssertionError, ValueError):
+                time.sleep(0.05)  # The profile is down.
+            else:
+                client.reset() if cycle % 2 else client.close()
+            cycle += 1
+
+    def hold(self, count: int) -> None:
+        """Register `count` clients that stay."""
+        for number in range(count):
+            transport, offset = OFFSETS[number % 4]
+            client, user = Client(transport, self.switch.address, 5060 + offset), self.lab.user()
+            self.kept_calls.add(client.register(user, self.lab.password, DOMAIN))
+            self.kept.append(client)
+
+    def __enter__(self) -> Load:
+        self.hold(40)
+        for thread in self.threads:
+            thread.start()
+        time.sleep(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+        for client in self.kept:
+            client.close()
+
+
+@pytest.fixture
+def spare(lab: Lab) -> Iterator[FreeSwitch]:
+    """Return a second FreeSWITCH, which need not survive."""
+    assert lab.spare
+    yield lab.spare
+    lab.spare.container.reload()
+    if lab.spare.container.status != "running":
+        revive(lab, lab.spare)
+
+
+def revive(lab: Lab, switch: FreeSwitch) -> None:
+    switch.recorder.stop()
+    switch.container.start()
+    switch.container.reload()
+    networks = switch.container.attrs["NetworkSettings"]["Networks"]
+    switch.address = next(iter(networks.values()))["IPAddress"]
+    switch.start(lab.settings.start_timeout)
+
+
+def restarts(container: Container) -> str:
+    container.reload()
+    return str(container.attrs["State"]["StartedAt"])
+
+
+@contextmanager
+def no_crash(switch: FreeSwitch) -> Iterator[None]:
+    """The process must be the same one afterwards, and answer."""
+    before = restarts(switch.container)
+    yield
+    assert switch.container.status == "running", f"FreeSWITCH ended: {switch.container.attrs['State']}"
+    assert restarts(switch.container) == before
+    assert "is ready" in switch.recorder.api("status")
+
+
+def wait_running(switch: FreeSwitch) -> None:
+    # A profile that stops waits for its worker thread, which sleeps for up to 40 seconds.
+    deadline = time.monotonic() + 90
+    while not switch.running():
+        assert time.monotonic() < deadline, switch.recorder.api("sofia status")
+        time.sleep(0.2)
+
+
+def carry_out(switch: FreeSwitch, command: str) -> None:
+    """Give a command that FreeSWITCH refuses within ten seconds of the last one of its kind."""
+    deadline = time.monotonic() + 30
+    while "Please wait" in (answer := switch.recorder.api(command)):
+        assert time.monotonic() < deadline, answer
+        time.sleep(1)
+    assert "-ERR" not in answer, answer
+
+
+def check_reports(lab: Lab, switch: FreeSwitch, load: Load, seen: int) -> None:
+    """No report for who did not die before the profile went, and none twice."""
+    reports = [event for event in switch.recorder.events[seen:] if lab.is_report(event)]
+    count = Counter(event.get("call-id") for event in reports)
+    assert {call_id: number for call_id, number in count.items() if number > 1} == {}
+    assert set(count) <= set(load.ended), "a report for a client that didn't end its connection"
+    assert reports, "the load did nothing"
+
+
+def is_reported(lab: Lab, call_id: str, events: Sequence[Event]) -> bool:
+    return any(lab.is_report(event) and event.get("call-id") == call_id for event in events)
+
+
+def check_works(lab: Lab, switch: FreeSwitch) -> None:
+    for transport, offset in OFFSETS:
+        client, user = Client(transport, switch.address, 5060 + offset), lab.user()
+        call_id = client.register(user, lab.password, DOMAIN)
+        client.close()
+        assert switch.recorder.wait(partial(is_reported, lab, call_id), 2), f"no report over {transport}"
+
+
+@pytest.mark.parametrize(("command", "rounds"), [("sofia profile main restart", 1), ("reload mod_sofia", 3)])
+def test_restart_under_load(lab: Lab, spare: FreeSwitch, command: str, rounds: int) -> None:
+    seen = len(spare.recorder.events)
+    with no_crash(spare):
+        with Load(lab, spare) as load:
+            for _ in range(rounds):
+                carry_out(spare, command)
+                time.sleep(2)
+                wait_running(spare)
+                time.sleep(1)
+            # The held clients' connections went with the profile: no report of them.
+            came = {event.get("call-id") for event in spare.recorder.events[seen:] if lab.is_report(event)}
+            assert came & load.kept_calls == set()
+        time.sleep(2)
+        check_reports(lab, spare, load, seen)
+        check_works(lab, spare)
+        assert spare.connections() == []
+
+
+def test_sigterm_under_load(lab: Lab, spare: FreeSwitch) -> None:
+    seen = len(spare.recorder.events)
+    with Load(lab, spare) as load:
+        spare.container.kill("SIGTERM")
+        status = spare.container.wait(timeout=60)
+    assert status["StatusCode"] == 0, spare.container.logs(tail=20).decode(errors="replace")
+    check_reports(lab, spare, load, seen)
+    came = {event.get("call-id") for event in spare.recorder.events[seen:] if lab.is_report(event)}
+    assert came & load.kept_calls == set()
+
+
+def test_soak(lab: Lab) -> None:
+    figures = soak.run(lab, 2000)
+    print("\n".join(figures.lines()))
+    assert figures.problems() == []
+
+
+def test_expired_and_flushed_registrations_are_forgotten(lab: Lab) -> None:
+    """What is swept or flushed has no report when its connection ends."""
+    client, user = lab.open("short", "tcp"), lab.user()
+    client.register(user, lab.password, DOMAIN, expires=1)
+    other, flushed = lab.open("short", "tcp"), lab.user()
+    other.register(flushed, lab.password, DOMAIN)
+    recorder = lab.freeswitch.recorder
+    recorder.api(f"sofia profile short flush_inbound_reg {flushed}@{DOMAIN}")
+    # The registrar sweeps every 30 seconds.
+    assert recorder.wait(
+        lambda events: any(event.subclass == EXPIRE and event.get("user") == user for event in events), 40
+    )
+    client.close()
+    other.close()
+    time.sleep(1)
+    came = [event.get("from-user") for event in recorder.events if lab.is_report(event)]
+    assert not {user, flushed} & set(came)
