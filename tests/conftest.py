@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from scripts import engine
+from scripts import engine, image
 from scripts import settings as settings_module
+from scripts import sources as sources_module
 from scripts.errors import ToolkitError
 from scripts.settings import Settings, Source, load
+from tests import lab as lab_module
+from tests.lab import Lab
 
 AUTHOR = {
     "GIT_AUTHOR_NAME": "Ann Author",
@@ -123,6 +127,41 @@ def needs_docker() -> None:
             pass
     except ToolkitError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def built() -> Settings:
+    """Return the project's settings, and those of `inv test --set`, once the images are up to date.
+
+    Skips where there is no Docker or no sources; a build that fails fails the test.
+    """
+    found = load(overrides=[line for line in os.environ.get("TOOLKIT_SET", "").splitlines() if line])
+    needs_docker()
+    try:
+        sources_module.clone(found, Console(quiet=True))
+    except ToolkitError as error:
+        pytest.skip(f"the images are not tested: {error}")
+    image.build(found, Console(quiet=True))
+    return found
+
+
+@pytest.fixture(scope="session")
+def lab(built: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Return the lab with the patched image."""
+    try:
+        lab_module.compose_command()
+    except ToolkitError as error:
+        pytest.skip(str(error))
+    with lab_module.start(built, tmp_path_factory.mktemp("lab"), spare=True) as found:
+        yield found
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give what needs the images the marker `docker`."""
+    for item in items:
+        if "built" in getattr(item, "fixturenames", ()):
+            item.add_marker("docker")
 
 
 def edited(path: Path, *numbers: int) -> None:

@@ -195,9 +195,9 @@ class FreeSwitch:
                 found.append(f"{near} {far} {state}")
         return found
 
-    def descriptors(self) -> int:
-        """Return the number of open file descriptors of FreeSWITCH."""
-        return int(self.shell("ls /proc/1/fd | wc -l"))
+    def sockets(self) -> int:
+        """Return the number of open sockets of FreeSWITCH; its handles of databases come and go."""
+        return int(self.shell("ls -l /proc/1/fd | grep -c socket:"))
 
     def memory_kb(self) -> int:
         """Return the resident memory of FreeSWITCH."""

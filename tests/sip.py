@@ -122,7 +122,7 @@ class Client:
             if isinstance(event, Ping):
                 self.sock.sendall(self._ws.send(event.response()))
             if isinstance(event, CloseConnection):
-                raise ConnectionError("server closed the WebSocket")
+                raise ConnectionError(f"server closed the WebSocket with code {event.code}")
         return events
 
     def receive(self) -> Reply:

@@ -3,7 +3,7 @@
     python -m tests.soak --cycles 100000
 
 Ends with the figures, and with status 1 if a report was missing or doubled,
-or if descriptors, memory or registrations did not return to where they began.
+or if sockets, memory or registrations did not return to where they began.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Figures:
     failures: Counter[str] = field(default_factory=Counter)
     reports: int = 0
     wrong: int = 0
-    descriptors: tuple[int, int] = (0, 0)
+    sockets: tuple[int, int] = (0, 0)
     memory_kb: list[int] = field(default_factory=list)
     left: int = 0
     delays_ms: list[float] = field(default_factory=list)
@@ -56,8 +56,8 @@ class Figures:
             found.append(f"{self.wrong} Call-IDs with no report or more than one")
         if self.left:
             found.append(f"{self.left} connections or registrations left")
-        if self.descriptors[1] > self.descriptors[0]:
-            found.append(f"file descriptors grew from {self.descriptors[0]} to {self.descriptors[1]}")
+        if self.sockets[1] > self.sockets[0]:
+            found.append(f"open sockets grew from {self.sockets[0]} to {self.sockets[1]}")
         if self.memory_kb[-1] - self.memory_kb[0] > MEMORY_MARGIN_KB:
             found.append(f"memory grew from {self.memory_kb[0]} to {self.memory_kb[-1]} KiB")
         return found
@@ -71,7 +71,7 @@ class Figures:
             f"failed clients: {self.failures.total()}",
             f"delay ms        median {delays[len(delays) // 2]:.1f}, 99 % {delays[len(delays) * 99 // 100]:.1f}, "
             f"largest {delays[-1]:.1f} (detection to arrival)",
-            f"descriptors     {self.descriptors[0]} before, {self.descriptors[1]} after",
+            f"sockets         {self.sockets[0]} before, {self.sockets[1]} after",
             f"memory KiB      {' '.join(str(value) for value in self.memory_kb)} (after the warm-up, at each tenth)",
             f"left            {self.left} connections and registrations",
         ]
@@ -106,7 +106,7 @@ def run(lab: Lab, cycles: int, profile: str = "main", limit: float = 3600.0) -> 
     with ThreadPoolExecutor(WORKERS) as pool:
         batch(0, min(WARM_UP, cycles))
         time.sleep(3)
-        descriptors = switch.descriptors()
+        sockets = switch.sockets()
         figures.memory_kb.append(switch.memory_kb())
         began = time.monotonic()
         for _ in range(10):
@@ -124,7 +124,7 @@ def run(lab: Lab, cycles: int, profile: str = "main", limit: float = 3600.0) -> 
     figures.reports = len(reports)
     figures.wrong = sum(count[call_id] != 1 for call_id in calls)
     figures.delays_ms = [event.arrived_ns / 1e6 - int(event.get("detected-at-us")) / 1e3 for event in reports]
-    figures.descriptors = (descriptors, switch.descriptors())
+    figures.sockets = (sockets, switch.sockets())
     figures.memory_kb.append(switch.memory_kb())
     switch.recorder.api(f"sofia profile {profile} flush_inbound_reg")
     time.sleep(2)

@@ -11,8 +11,6 @@ from tests import player
 from tests.lab import Lab
 from tests.player import Case, Player
 
-pytest_plugins = ["tests.live"]
-
 CASES = player.load()
 
 

@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from scripts import engine, image, patchset, sources
+from scripts import patchset
 from scripts.clean import LABEL
-from scripts.errors import ToolkitError
-from scripts.settings import ROOT, Settings, load
+from scripts.settings import ROOT, Settings
 
 pytestmark = pytest.mark.docker
 
@@ -62,19 +61,9 @@ def docker(*arguments: str, timeout: int = 900) -> subprocess.CompletedProcess[s
 
 
 @pytest.fixture(scope="session")
-def stage() -> tuple[Settings, str]:
-    """Return the settings and the tag of the stage with toolchain and unpatched sources; skip if it can't be made."""
-    settings = load(overrides=[line for line in os.environ.get("TOOLKIT_SET", "").splitlines() if line])
-    tag = f"{settings.image}:build"
-    try:
-        with engine.connect() as client:
-            there = any(tag in item.tags for item in client.images.list(name=settings.image))
-        sources.clone(settings)
-    except ToolkitError as error:
-        pytest.skip(str(error))
-    if not there:
-        image.build(settings)
-    return settings, tag
+def stage(built: Settings) -> tuple[Settings, str]:
+    """Return the settings and the tag of the stage with toolchain and unpatched sources."""
+    return built, f"{built.image}:build"
 
 
 def series(settings: Settings, directory: Path) -> Path:

@@ -15,8 +15,6 @@ from scripts.events import Event, parse
 from tests.lab import DOMAIN, Lab
 from tests.sip import Client
 
-pytest_plugins = ["tests.live"]
-
 BOUND = 1.0
 # How long a report that must not come is waited for after each end of a connection.
 SETTLE = 0.05

@@ -18,8 +18,6 @@ from tests import soak
 from tests.lab import DOMAIN, EXPIRE, FreeSwitch, Lab
 from tests.sip import Client
 
-pytest_plugins = ["tests.live"]
-
 OFFSETS = (("tcp", 0), ("tls", 1), ("ws", 2), ("wss", 3))
 WORKERS = 3
 

@@ -12,8 +12,6 @@ from scripts.events import parse
 from tests.lab import DEAD_PEER_TIMEOUT, DOMAIN, Lab
 from tests.sip import Client
 
-pytest_plugins = ["tests.live"]
-
 TRANSPORTS = ("tcp", "tls", "ws", "wss")
 # Seconds after the cut at which FreeSWITCH sends a request to the client; None: never.
 SENDS = (None, *(tenth / 10 for tenth in range(0, DEAD_PEER_TIMEOUT * 10, 5)))

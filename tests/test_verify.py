@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,31 +20,13 @@ import pytest
 from docker.models.containers import Container
 from rich.console import Console
 
-from scripts import engine, image, scenario, sources
+from scripts import engine, scenario
 from scripts.errors import ToolkitError
 from scripts.report import Run, Verdict
 from scripts.scenario import CASES, PATCHED, RUN_LABEL, STOCK, Expectation
-from scripts.settings import ROOT, Settings, load
+from scripts.settings import ROOT, Settings
 
 KILLED, LEFT = CASES
-
-
-@pytest.fixture(scope="module")
-def built() -> Settings:
-    """Return the project's settings once the images are there; skip if they can't be made here."""
-    settings = load(overrides=[line for line in os.environ.get("TOOLKIT_SET", "").splitlines() if line])
-    try:
-        with engine.connect() as client:
-            there = {tag for item in client.images.list(name=settings.image) for tag in item.tags}
-    except ToolkitError as error:
-        pytest.skip(str(error))
-    if not {f"{settings.image}:{part}" for part in (PATCHED, STOCK, "sipp")} <= there:
-        try:
-            sources.clone(settings)
-        except ToolkitError as error:
-            pytest.skip(f"no images and no sources to build them from: {error}")
-        image.build(settings)
-    return settings
 
 
 @pytest.fixture
