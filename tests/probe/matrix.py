@@ -21,7 +21,7 @@ from typing import Any
 from tests.probe.drive import ADDRESS, PROTOCOLS, REPORT, Probe, Wire, frame, sip, source, upgrade
 
 FAR, NEAR = "10.255.255.1", "10.255.255.2"
-LIMIT = 1.0
+LIMIT = 10.0
 numbers = iter(range(1, 1 << 20))
 
 Step = Callable[[Probe, str, Wire], Awaitable[None]]
