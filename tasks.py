@@ -77,6 +77,18 @@ def watch(
 
 
 @command(
+    quick="Smaller loads and fewer runs, done in a few minutes.",
+    docs="Also copy the plots and the report to docs/.",
+    only="Measure these parts only, with commas between (storm,latency, say).",
+)
+def bench(context: Context, set_: list[str], quick: bool = False, docs: bool = False, only: str = "") -> None:
+    """Measure stock and patched FreeSWITCH side by side."""
+    from scripts.bench import suite
+
+    suite.run(settings(context, set_), quick, docs, only)
+
+
+@command(
     sources="Remove the source trees too (default; --no-sources keeps them).",
     images="Remove the images too (default; --no-images keeps them).",
     force="Remove source trees with local changes, too.",

@@ -1,0 +1,236 @@
+"""A FreeSWITCH under measurement: its container, what it costs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+import socket
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+from docker.errors import NotFound
+from docker.types import Ulimit
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from scripts import engine
+from scripts.bench.load import DOMAIN, ECHO, FIRST_PORT, Target
+from scripts.bench.stream import Esl, Reader
+from scripts.clean import LABEL
+from scripts.errors import ToolkitError
+from scripts.settings import ROOT, Settings
+
+TEMPLATES = ROOT / "templates" / "bench"
+CONFIGURATION = "/etc/freeswitch"
+# Everything is on loopback: a bridge and its packet filter would cost more than what is measured.
+HOST = "127.0.0.1"
+# Enough for 16,000 connections, and no more than engines usually allow.
+DESCRIPTORS = 20000
+TICK = os.sysconf("SC_CLK_TCK")
+UNREGISTER = "sofia::unregister"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a container runs: the stage of the image and the parameters of its SIP profile."""
+
+    name: str
+    stage: str
+    parameters: Mapping[str, str]
+
+
+# The flag is what makes stock FreeSWITCH notice a lost connection at all.
+STOCK = Kind("stock", "stock", {"tcp-unreg-on-socket-close": "true"})
+PLAIN = Kind("stock-plain", "stock", {})
+PATCHED = Kind("patched", "patched", {})
+REMOVING = Kind("patched-removing", "patched", {"tp-error-unregister": "true"})
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a process holds; the proportional share (PSS) is 0 where it may not be read."""
+
+    resident: int
+    proportional: int
+
+
+@dataclass
+class Box:
+    """A running FreeSWITCH."""
+
+    kind: Kind
+    pid: int
+    sip_port: int
+    esl_port: int
+    password: str
+    subclass: str
+    esl: Esl
+    _port: int = 0
+
+    def target(self, connections: int) -> Target:
+        """Return where to connect to; each call gets ports of the near end that were not used lately."""
+        first = self._port
+        self._port = (self._port + connections + 500) % 50000
+        return Target(HOST, self.sip_port, FIRST_PORT + first)
+
+    def reader(self) -> Reader:
+        """Return a reader of what this kind fires for a lost connection."""
+        return Reader((HOST, self.esl_port), self.password, self.subclass)
+
+    def login(self, receive_buffer: int = 0) -> Esl:
+        """Return one more event socket."""
+        return Esl(HOST, self.esl_port, self.password, receive_buffer=receive_buffer)
+
+    def cpu(self) -> float:
+        """Return the CPU seconds that the process has used, to one tick of the kernel."""
+        fields = self._proc("stat").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICK
+
+    def cpu_of_threads(self) -> float:
+        """Return the CPU seconds that its living threads have used, to the nanosecond."""
+        total = 0
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                total += int((task / "schedstat").read_text().split()[0])
+        return total / 1e9
+
+    def memory(self) -> Memory:
+        resident = int(self._proc("statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        try:
+            line = next(line for line in self._proc("smaps_rollup").splitlines() if line.startswith("Pss:"))
+            return Memory(resident, int(line.split()[1]) * 1024)
+        except (ToolkitError, StopIteration):
+            return Memory(resident, 0)
+
+    def forget(self) -> None:
+        """Remove all registrations, so that each run finds the same tables."""
+        self.esl.command("api sofia profile internal flush_inbound_reg")
+
+    def _proc(self, name: str) -> str:
+        try:
+            return Path(f"/proc/{self.pid}/{name}").read_text()
+        except OSError as error:
+            raise ToolkitError(
+                f"FreeSWITCH ({self.kind.name}), process {self.pid}: {error.strerror}: "
+                "did it die? (its figures are read in /proc: this needs Docker on this very Linux)"
+            ) from None
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of loopback that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
+        return [int(item.getsockname()[1]) for item in sockets]
+
+
+def configuration(kind: Kind, sip_port: int) -> dict[str, str]:
+    """Return the files of the configuration, by their path below /etc/freeswitch."""
+    templates = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=True
+    )
+    values = {"host": HOST, "sip_port": sip_port, "parameters": kind.parameters, "number": ECHO}
+    files = {
+        "autoload_configs/sofia.conf.xml": "sofia.conf.xml",
+        "autoload_configs/switch.conf.xml": "switch.conf.xml",
+        "dialplan/default.xml": "dialplan.xml",
+    }
+    return {path: templates.get_template(f"{name}.j2").render(values) for path, name in files.items()}
+
+
+@dataclass
+class Yard:
+    """Where the containers of one run are. A context manager; leaving it removes them all."""
+
+    settings: Settings
+    client: docker.DockerClient
+
+    def __post_init__(self) -> None:
+        self.id = secrets.token_hex(4)
+        self.labels = {LABEL: "true", f"{LABEL}.run": self.id}
+
+    def __enter__(self) -> Yard:
+        for stage in ("stock", "patched"):
+            try:
+                self.client.images.get(f"{self.settings.image}:{stage}")
+            except NotFound:
+                raise ToolkitError(f"there is no image {self.settings.image}:{stage}: `inv build` makes it") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        filters = {"label": f"{LABEL}.run={self.id}"}
+        for container in self.client.containers.list(all=True, filters=filters, ignore_removed=True):
+            with contextlib.suppress(NotFound):
+                container.remove(force=True, v=True)
+
+    @contextlib.contextmanager
+    def box(self, kind: Kind) -> Iterator[Box]:
+        """Run a FreeSWITCH of `kind`."""
+        password = secrets.token_hex(16)
+        sip_port, esl_port = free_ports(2)
+        container = self.client.containers.create(
+            f"{self.settings.image}:{kind.stage}",
+            name=f"{self.settings.image.replace('/', '-')}-{self.id}-{kind.name}-{secrets.token_hex(2)}",
+            labels=self.labels,
+            network_mode="host",
+            # The tables are in memory: the disk is not what is measured.
+            tmpfs={"/var/lib/freeswitch/db": "mode=1777"},
+            ulimits=[Ulimit(name="nofile", soft=DESCRIPTORS, hard=DESCRIPTORS)],
+            environment={
+                "ESL_PORT": str(esl_port),
+                "ESL_PASSWORD": password,
+                "SIP_DOMAIN": DOMAIN,
+            },
+        )
+        try:
+            container.put_archive(CONFIGURATION, _tar(configuration(kind, sip_port)))
+            container.start()
+            container.reload()
+            esl = self._wait(kind, esl_port, password)
+            subclass = UNREGISTER if kind.stage == "stock" else self.settings.esl_event
+            try:
+                yield Box(kind, container.attrs["State"]["Pid"], sip_port, esl_port, password, subclass, esl)
+            finally:
+                esl.sock.close()
+        finally:
+            with contextlib.suppress(NotFound):
+                container.remove(force=True, v=True)
+
+    def _wait(self, kind: Kind, port: int, password: str) -> Esl:
+        deadline = time.monotonic() + self.settings.start_timeout
+        while True:
+            with contextlib.suppress(OSError, ToolkitError):
+                esl = Esl(HOST, port, password)
+                if "RUNNING" in esl.command("api sofia status profile internal") or "RUNNING" in esl.command(
+                    "api sofia status"
+                ):
+                    return esl
+                esl.sock.close()
+            if time.monotonic() > deadline:
+                raise ToolkitError(
+                    f"FreeSWITCH ({kind.name}) isn't ready after {self.settings.start_timeout:g} s "
+                    "(it is reached over loopback: this needs Docker on this very Linux)"
+                )
+            time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def yard(settings: Settings) -> Iterator[Yard]:
+    """Hand over a place for containers, on a Docker engine that can be reached."""
+    with engine.connect(timeout=120) as client, Yard(settings, client) as place:
+        yield place
+
+
+def _tar(files: Mapping[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            data = content.encode()
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(data), 0o644
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()

@@ -1,0 +1,199 @@
+"""What was measured, and how it compares: statistics, ratios, targets, table, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scripts.errors import ToolkitError
+
+JSON_FILE = "bench.json"
+
+
+class Rule(StrEnum):
+    """What a target compares with its limit."""
+
+    RATIO_AT_MOST = "ratio <="
+    RATIO_AT_LEAST = "ratio >="
+    PATCHED_AT_MOST = "patched <="
+    # The middle half of the ratios reaches 1: the difference is not more than the spread.
+    NOT_HIGHER = "not measurably higher"
+    NOT_LOWER = "not measurably lower"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A rule and its limit, which the last two rules don't have."""
+
+    rule: Rule
+    limit: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.rule} {self.limit:g}" if self.rule.endswith("=") else str(self.rule)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measure: a value per run and image, in the order of the runs.
+
+    Run i of `stock` is compared with run i of `patched`. `baseline` says which
+    stock it is. A measure that stock doesn't have leaves `stock` empty.
+    """
+
+    name: str
+    unit: str
+    stock: Sequence[float]
+    patched: Sequence[float]
+    target: Target | None = None
+    baseline: str = ""
+
+    @property
+    def ratios(self) -> list[float]:
+        """The ratio patched / stock of each pair of runs."""
+        return [patched / stock for stock, patched in zip(self.stock, self.patched, strict=False) if stock]
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None if there is none, or nothing to tell it by."""
+        if not self.target or not self.patched or (self.target.rule is not Rule.PATCHED_AT_MOST and not self.ratios):
+            return None
+        match self.target.rule:
+            case Rule.PATCHED_AT_MOST:
+                return median(self.patched) <= self.target.limit
+            case Rule.RATIO_AT_MOST:
+                return median(self.ratios) <= self.target.limit
+            case Rule.RATIO_AT_LEAST:
+                return median(self.ratios) >= self.target.limit
+            case Rule.NOT_HIGHER:
+                return quantile(self.ratios, 0.25) <= 1
+            case Rule.NOT_LOWER:
+                return quantile(self.ratios, 0.75) >= 1
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of one image for a plot; `kind` is the name of what ran."""
+
+    kind: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass
+class Outcome:
+    """A whole benchmark. `notes` says in words what no figure does; `curves` are by plot."""
+
+    started: str
+    quick: bool
+    machine: Mapping[str, str]
+    images: dict[str, str] = field(default_factory=dict)
+    figures: list[Figure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    curves: dict[str, list[Curve]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return the value below which `share` of the sorted `values` are, interpolated."""
+    if not values:
+        raise ValueError("no values")
+    ordered = sorted(values)
+    position = (len(ordered) - 1) * share
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the median and, of more than one value, the lowest and the highest."""
+    if not values:
+        return ""
+    if len(values) == 1:
+        return number(values[0])
+    return f"{number(median(values))} [{number(min(values))}–{number(max(values))}]"
+
+
+def number(value: float) -> str:
+    """Return `value` with three significant digits."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{digits}f}"
+
+
+def machine() -> dict[str, str]:
+    """Describe this machine, without its name."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return {
+        "cores": str(os.cpu_count()),
+        "memory": f"{memory:.0f} GiB",
+        "kernel": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
+        "architecture": platform.machine(),
+    }
+
+
+def rows(figures: Sequence[Figure]) -> list[list[str]]:
+    """Return the cells of the table: measure, unit, stock, patched, ratio, target, met."""
+    words = {True: "yes", False: "no", None: ""}
+    return [
+        [
+            figure.name,
+            figure.unit,
+            spread(figure.stock) + (f" ({figure.baseline})" if figure.baseline and figure.stock else ""),
+            spread(figure.patched),
+            spread(figure.ratios),
+            str(figure.target or ""),
+            words[figure.met],
+        ]
+        for figure in figures
+    ]
+
+
+def summary(figure: Figure) -> str:
+    """Return `figure` as one line."""
+    name, unit, stock, patched, ratio, target, met = rows([figure])[0]
+    parts = [f"stock {stock}" if stock else "", f"patched {patched}", f"ratio {ratio}" if ratio else ""]
+    verdict = f"; {target}: {'not met' if met == 'no' else 'met'}" if met else ""
+    return f"{name} ({unit}): " + ", ".join(part for part in parts if part) + verdict
+
+
+HEADINGS = ("measure", "unit", "stock", "patched", "ratio", "target", "met?")
+
+
+def show(outcome: Outcome, console: Console) -> None:
+    """Print the table and the notes."""
+    table = Table(title="bench: median [min–max]", show_lines=True)
+    for heading in HEADINGS:
+        table.add_column(heading, overflow="fold")
+    for cells in rows(outcome.figures):
+        style = {"yes": "green", "no": "bold red"}.get(cells[-1], "")
+        table.add_row(*map(Text, cells[:-1]), Text(cells[-1], style))
+    console.print(table)
+    for note in outcome.notes:
+        console.print(f"- {note}", markup=False)
+
+
+def write(outcome: Outcome, directory: Path) -> Path:
+    """Write bench.json into `directory` and return its path."""
+    path = directory / JSON_FILE
+    document = asdict(outcome)
+    for figure, entry in zip(outcome.figures, document["figures"], strict=True):
+        entry["ratios"], entry["met"] = figure.ratios, figure.met
+        entry["target"] = str(figure.target) if figure.target else None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ToolkitError(f"can't write {path}: {error.strerror}") from None
+    return path

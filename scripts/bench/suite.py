@@ -1,0 +1,512 @@
+"""The whole benchmark: what is measured, how often, and what comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from types import FrameType
+from typing import TypeVar
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.console import Console
+
+from scripts.bench import measure, plot
+from scripts.bench.box import PATCHED, PLAIN, REMOVING, STOCK, TEMPLATES, Box, Kind, Yard, yard
+from scripts.bench.figures import (
+    HEADINGS,
+    Curve,
+    Figure,
+    Outcome,
+    Rule,
+    Target,
+    machine,
+    quantile,
+    rows,
+    show,
+    summary,
+    write,
+)
+from scripts.bench.load import WINDOW, raise_limit
+from scripts.errors import ToolkitError
+from scripts.settings import ROOT, Settings
+
+T = TypeVar("T")
+DOCS = ROOT / "docs"
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything; runs count without the warm-up."""
+
+    storm: int
+    storm_runs: int
+    sizes: tuple[int, ...]
+    size_runs: int
+    registrations: int
+    refreshes: int
+    registrar_runs: int
+    calls: int
+    call_runs: int
+    footprint: int
+    footprint_runs: int
+    fins: int
+    fin_runs: int
+    idle: float
+    idle_runs: int
+    burden: int
+    flood: int
+
+
+QUICK = Plan(
+    storm=1000, storm_runs=2, sizes=(500, 2000), size_runs=1, registrations=200, refreshes=1, registrar_runs=3,
+    calls=100, call_runs=3, footprint=500, footprint_runs=1, fins=100, fin_runs=1, idle=10, idle_runs=1, burden=300,
+    flood=0,
+)  # fmt: skip
+FULL = Plan(
+    storm=4000, storm_runs=5, sizes=(1000, 2000, 4000, 8000, 16000), size_runs=2, registrations=500, refreshes=1,
+    registrar_runs=11, calls=300, call_runs=9, footprint=2000, footprint_runs=4, fins=500, fin_runs=3, idle=10,
+    idle_runs=3, burden=2000, flood=110_000,
+)  # fmt: skip
+
+
+def run(settings: Settings, quick: bool = False, docs: bool = False, only: str = "") -> Outcome:
+    """Measure stock and patched side by side, and report.
+
+    `quick` takes smaller loads and fewer runs; `docs` also copies the plots
+    and the report to docs/; `only` names the parts to run, with commas
+    between. Raises ToolkitError if something can't be measured; targets that
+    are missed are reported, no more.
+    """
+    console = Console(highlight=False)
+    plan = QUICK if quick else FULL
+    parts = _parts(only)
+    raise_limit(max(plan.sizes))
+    start, before = time.monotonic(), os.getloadavg()[0]
+    directory = settings.report_directory / "bench"
+    outcome = Outcome(datetime.now(UTC).isoformat(timespec="seconds"), quick, machine())
+    with _termination(), yard(settings) as place, contextlib.ExitStack() as stack:
+        for stage in ("stock", "patched"):
+            outcome.images[stage] = str(place.client.images.get(f"{settings.image}:{stage}").id)
+        bench = Bench(place, plan, outcome, console, stack)
+        for name in parts:
+            begin = time.monotonic()
+            known = len(outcome.figures)
+            PARTS[name](bench)
+            console.print(f"{name}: {time.monotonic() - begin:.0f} s", style="bold")
+            for figure in outcome.figures[known:]:
+                console.print("  " + summary(figure), markup=False)
+            # A run that is broken off leaves what it has measured.
+            outcome.seconds = time.monotonic() - start
+            write(outcome, directory)
+    after = os.getloadavg()[0]
+    outcome.notes.append(
+        f"Load average of the machine: {before:.1f} when the run began, {after:.1f} at its end; "
+        f"an idle one with {outcome.machine['cores']} cores gives steadier figures."
+    )
+    write(outcome, directory)
+    files = plot.draw(outcome, directory)
+    show(outcome, console)
+    if docs:
+        publish(outcome, files, DOCS)
+    where = directory.relative_to(ROOT) if directory.is_relative_to(ROOT) else directory
+    console.print(f"took {outcome.seconds:.0f} s; report in {where}")
+    return outcome
+
+
+def _parts(only: str) -> list[str]:
+    names = [name.strip() for name in only.split(",") if name.strip()] or list(PARTS)
+    for name in names:
+        if name not in PARTS:
+            raise ToolkitError(f"--only {name}: there is no such part, use {', '.join(PARTS)}")
+    return names
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[None]:
+    """Let SIGTERM end the run like Ctrl-C does: with everything removed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+@dataclass
+class Bench:
+    """What the parts share."""
+
+    yard: Yard
+    plan: Plan
+    outcome: Outcome
+    console: Console
+    stack: contextlib.ExitStack
+    started: dict[str, Box] = field(default_factory=dict)
+
+    def boxes(self, *kinds: Kind) -> list[Box]:
+        """Return the containers of `kinds`; they are started once and are up until the end."""
+        missing = [kind for kind in kinds if kind.name not in self.started]
+        with ThreadPoolExecutor() as pool:
+            for box in pool.map(lambda kind: self.stack.enter_context(self.yard.box(kind)), missing):
+                self.started[box.kind.name] = box
+        return [self.started[kind.name] for kind in kinds]
+
+    def alternate(self, boxes: Sequence[Box], runs: int, measured: Callable[[Box], T]) -> list[list[T]]:
+        """Measure each of `boxes` in turns, `runs` times after a warm-up; return the results of each."""
+        results: list[list[T]] = [[] for _ in boxes]
+        for turn in range(runs + 1):
+            for box, found in zip(boxes, results, strict=True):
+                result = measured(box)
+                if turn:
+                    found.append(result)
+        return results
+
+    def add(self, *figures: Figure) -> None:
+        self.outcome.figures += figures
+
+
+def storm(bench: Bench) -> None:
+    """N connections whose owner is killed."""
+    plan = bench.plan
+    boxes = bench.boxes(STOCK, PATCHED, REMOVING)
+    stock, patched, removing = bench.alternate(boxes, plan.storm_runs, lambda box: measure.storm(box, plan.storm))
+    title = f"storm of {plan.storm:,} connections"
+    bench.add(
+        Figure(
+            f"{title}: kill to last report",
+            "ms",
+            [result.seconds * 1e3 for result in stock],
+            [result.seconds * 1e3 for result in patched],
+            Target(Rule.RATIO_AT_MOST, 0.4),
+        ),
+        Figure(
+            f"{title}: CPU of FreeSWITCH",
+            "s",
+            [result.cpu for result in stock],
+            [result.cpu for result in patched],
+            Target(Rule.RATIO_AT_MOST, 0.5),
+        ),
+        Figure(
+            f"{title}: reports lost",
+            "",
+            [result.lost for result in stock],
+            [result.lost for result in patched],
+            Target(Rule.PATCHED_AT_MOST, 0),
+        ),
+        Figure(
+            f"{title}: reports twice",
+            "",
+            [result.twice for result in stock],
+            [result.twice for result in patched],
+            Target(Rule.PATCHED_AT_MOST, 0),
+        ),
+        Figure(
+            f"{title}, with tp-error-unregister: kill to last report",
+            "ms",
+            [result.seconds * 1e3 for result in stock],
+            [result.seconds * 1e3 for result in removing],
+        ),
+        Figure(
+            f"{title}, with tp-error-unregister: CPU of FreeSWITCH",
+            "s",
+            [result.cpu for result in stock],
+            [result.cpu for result in removing],
+        ),
+    )
+    bench.outcome.curves["storm"] = [
+        Curve(kind.name, result.times, list(range(1, len(result.times) + 1)))
+        for kind, results in ((STOCK, stock), (PATCHED, patched), (REMOVING, removing))
+        for result in results
+        if result.times
+    ]
+
+
+def sizes(bench: Bench) -> None:
+    """How the cost of a report grows with the number of connections."""
+    plan = bench.plan
+    found: dict[str, dict[int, list[measure.Storm]]] = {}
+    boxes = bench.boxes(STOCK, PATCHED)
+    for box in boxes:
+        measure.storm(box, plan.sizes[0])
+        found[box.kind.name] = defaultdict(list)
+    for _ in range(plan.size_runs):
+        for size in plan.sizes:
+            for box in boxes:
+                found[box.kind.name][size].append(measure.storm(box, size))
+    low, high = plan.sizes[0], plan.sizes[-1]
+    growth = {
+        name: [
+            big.per_report / small.per_report
+            for small, big in zip(results[low], results[high], strict=True)
+            if small.per_report
+        ]
+        for name, results in found.items()
+    }
+    bench.add(
+        Figure(
+            f"growth of the time per report from {low:,} to {high:,} connections",
+            "x",
+            growth[STOCK.name],
+            growth[PATCHED.name],
+            Target(Rule.PATCHED_AT_MOST, 1.5),
+        )
+    )
+    every = {name: [storm for runs in results.values() for storm in runs] for name, results in found.items()}
+    bench.add(
+        Figure(
+            "reports lost in these storms",
+            "",
+            [result.lost for result in every[STOCK.name]],
+            [result.lost for result in every[PATCHED.name]],
+            Target(Rule.PATCHED_AT_MOST, 0),
+        )
+    )
+    for size in plan.sizes:
+        stock, patched = found[STOCK.name][size], found[PATCHED.name][size]
+        bench.add(
+            Figure(
+                f"{size:,} connections: time per report",
+                "µs",
+                [result.per_report * 1e6 for result in stock],
+                [result.per_report * 1e6 for result in patched],
+            )
+        )
+
+    def curves(value: Callable[[measure.Storm], float]) -> list[Curve]:
+        return [
+            Curve(kind, list(results), [median(value(item) for item in runs) * 1e6 for runs in results.values()])
+            for kind, results in found.items()
+        ]
+
+    bench.outcome.curves["cost"] = curves(lambda item: item.per_report)
+    bench.outcome.curves["cost-cpu"] = curves(lambda item: item.cpu / item.connections)
+
+
+def registrar(bench: Bench) -> None:
+    """REGISTER requests: new ones and refreshes."""
+    plan = bench.plan
+    stock, patched = bench.alternate(
+        bench.boxes(PLAIN, PATCHED),
+        plan.registrar_runs,
+        lambda box: measure.registrar(box, plan.registrations, plan.refreshes),
+    )
+    bench.add(
+        Figure(
+            "REGISTER over new connections",
+            "1/s",
+            [item.register.rate for item in stock],
+            [item.register.rate for item in patched],
+            Target(Rule.RATIO_AT_LEAST, 0.98),
+            "no flag",
+        ),
+        Figure(
+            "REGISTER over new connections: CPU of FreeSWITCH",
+            "ms each",
+            [item.register.cpu * 1e3 for item in stock],
+            [item.register.cpu * 1e3 for item in patched],
+            None,
+            "no flag",
+        ),
+        Figure(
+            "REGISTER that refreshes",
+            "1/s",
+            [item.refresh.rate for item in stock],
+            [item.refresh.rate for item in patched],
+            Target(Rule.NOT_LOWER),
+            "no flag",
+        ),
+        Figure(
+            "REGISTER that refreshes: CPU of FreeSWITCH",
+            "ms each",
+            [item.refresh.cpu * 1e3 for item in stock],
+            [item.refresh.cpu * 1e3 for item in patched],
+            None,
+            "no flag",
+        ),
+    )
+
+
+def calls(bench: Bench) -> None:
+    """Calls that are answered and hung up at once."""
+    plan = bench.plan
+    boxes = bench.boxes(PLAIN, PATCHED)
+    stock, patched = bench.alternate(boxes, plan.call_runs, lambda box: measure.calls(box, plan.calls))
+    bench.add(
+        Figure(
+            "calls, answered and hung up",
+            "1/s",
+            [item.rate for item in stock],
+            [item.rate for item in patched],
+            Target(Rule.NOT_LOWER),
+            "no flag",
+        )
+    )
+
+
+def footprint(bench: Bench) -> None:
+    """Memory per registration, each time of a fresh FreeSWITCH."""
+    plan = bench.plan
+    found: dict[str, list[measure.Footprint]] = {PLAIN.name: [], PATCHED.name: []}
+    for _ in range(plan.footprint_runs):
+        for kind in (PLAIN, PATCHED):
+            with bench.yard.box(kind) as box:
+                found[kind.name].append(measure.footprint(box, plan.footprint))
+    stock, patched = found[PLAIN.name], found[PATCHED.name]
+    bench.add(
+        Figure(
+            "memory per registration (RSS)",
+            "bytes",
+            [item.resident for item in stock],
+            [item.resident for item in patched],
+            Target(Rule.RATIO_AT_MOST, 1.02),
+            "no flag",
+        ),
+        Figure(
+            "memory per registration (PSS)",
+            "bytes",
+            [item.proportional for item in stock],
+            [item.proportional for item in patched],
+            None,
+            "no flag",
+        ),
+    )
+
+
+def latency(bench: Bench) -> None:
+    """From one FIN to its event."""
+    plan = bench.plan
+    boxes = bench.boxes(STOCK, PATCHED)
+    stock, patched = (
+        [[value * 1e3 for value in values] for values in runs]
+        for runs in bench.alternate(boxes, plan.fin_runs, lambda box: measure.latency(box, plan.fins, 0.02, 1))
+    )
+    for share, limit in ((0.5, 1.0), (0.99, 5.0)):
+        bench.add(
+            Figure(
+                f"one FIN to its event: p{share * 100:.0f}",
+                "ms",
+                [quantile(values, share) for values in stock],
+                [quantile(values, share) for values in patched],
+                Target(Rule.PATCHED_AT_MOST, limit),
+            )
+        )
+    bench.outcome.curves["latency"] = [
+        Curve(kind.name, values, [(index + 1) / len(values) for index in range(len(values))])
+        for kind, runs in ((STOCK, stock), (PATCHED, patched))
+        for values in [sorted(value for run in runs for value in run)]
+    ]
+
+
+def idle(bench: Bench) -> None:
+    """CPU with one subscriber and nothing to do, of both at the same time."""
+    plan = bench.plan
+    boxes = bench.boxes(PLAIN, PATCHED)
+    time.sleep(2)
+    shares = [measure.idle(boxes, plan.idle) for _ in range(plan.idle_runs)]
+    bench.add(
+        Figure(
+            "idle with one subscriber: CPU",
+            "% of a core",
+            [pair[0] * 100 for pair in shares],
+            [pair[1] * 100 for pair in shares],
+            Target(Rule.NOT_HIGHER),
+            "no flag",
+        )
+    )
+
+
+def burden(bench: Bench) -> None:
+    """Subscribers that don't read, or vanish."""
+    plan = bench.plan
+    for gone, what in ((False, "never reads"), (True, "vanishes")):
+        results = [measure.burden(box, plan.burden, 2, gone) for box in bench.boxes(STOCK, PATCHED)]
+        _burden_figures(bench, f"storms of {plan.burden:,}, the subscriber {what}", *results)
+    if plan.flood:
+        results = [measure.flood(box, plan.flood) for box in bench.boxes(STOCK, PATCHED)]
+        _burden_figures(bench, f"{plan.flood:,} copies of a report, the subscriber never reads", *results)
+
+
+def _burden_figures(bench: Bench, title: str, stock: measure.Burden, patched: measure.Burden) -> None:
+    def unanswered(burden: measure.Burden) -> int:
+        return sum(answer is None for answer in burden.answers)
+
+    def slowest(burden: measure.Burden) -> float:
+        return max((answer for answer in burden.answers if answer is not None), default=0.0) * 1e3
+
+    bench.add(
+        Figure(
+            f"{title}: REGISTER and OPTIONS without an answer",
+            f"of {len(patched.answers)}",
+            [unanswered(stock)],
+            [unanswered(patched)],
+            Target(Rule.PATCHED_AT_MOST, 0),
+        ),
+        Figure(f"{title}: slowest answer", "ms", [slowest(stock)], [slowest(patched)]),
+        Figure(
+            f"{title}: most memory beyond that at the start",
+            "MiB",
+            [(max(stock.resident) - stock.resident[0]) / MIB],
+            [(max(patched.resident) - patched.resident[0]) / MIB],
+        ),
+        Figure(
+            f"{title}: memory beyond that at the start, at the end",
+            "MiB",
+            [(stock.resident[-1] - stock.resident[0]) / MIB],
+            [(patched.resident[-1] - patched.resident[0]) / MIB],
+        ),
+    )
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "idle": idle,
+    "latency": latency,
+    "storm": storm,
+    "sizes": sizes,
+    "registrar": registrar,
+    "calls": calls,
+    "footprint": footprint,
+    "burden": burden,
+}
+
+
+def publish(outcome: Outcome, files: Sequence[Path], directory: Path) -> Path:
+    """Copy the plots to `directory`/benchmark and write `directory`/benchmark.md; return that."""
+    plots = directory / "benchmark"
+    plots.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, plots / file.name)
+    path = directory / "benchmark.md"
+    path.write_text(page(outcome))
+    return path
+
+
+def page(outcome: Outcome) -> str:
+    """Return docs/benchmark.md."""
+    templates = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template("benchmark.md.j2").render(
+        outcome=outcome,
+        plan=QUICK if outcome.quick else FULL,
+        headings=HEADINGS,
+        rows=rows(outcome.figures),
+        window=WINDOW,
+    )
