@@ -117,8 +117,8 @@ def document(settings: Settings, stock: Run, patched: Run) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     groups: dict[tuple[str, str, str, str], list[str]] = {}
-    for case in player.load():
-        key = (case.name, case.profile, stock.outcomes.get(case, "–"), patched.outcomes.get(case, "not run"))
+    for case in patched.outcomes:
+        key = (case.name, case.profile, stock.outcomes.get(case, "–"), patched.outcomes[case])
         groups.setdefault(key, []).append(case.transport)
     for (name, profile, before, after), transports in groups.items():
         lines.append(f"| {name} | {profile} | {', '.join(transports)} | {before} | {after} |")
