@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import docker
@@ -52,3 +54,15 @@ def brief(error: BaseException) -> str:
     """Return what `error` says on one line, the engine's own explanation if there is one."""
     text = getattr(error, "explanation", None) or error
     return " ".join(str(text).split())[:300]
+
+
+def tar(files: Mapping[str, str]) -> bytes:
+    """Return a tar archive of `files`, contents by name, as `Container.put_archive` takes it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            data = content.encode()
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(data), 0o644
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()

@@ -458,7 +458,7 @@ async def _freeswitch(lab: _Lab, variant: str, cases: Sequence[Case]) -> AsyncIt
         },
     )
     users = {f"{user}.xml": render("freeswitch/user", user=user, password=word) for user, word in passwords.items()}
-    await _docker(container.put_archive, DIRECTORY, _tar(users))
+    await _docker(container.put_archive, DIRECTORY, engine.tar(users))
     await _docker(container.start)
     address = await _address(container, network.name)
     subclasses = (lab.settings.esl_event, REGISTER, UNREGISTER)
@@ -562,7 +562,7 @@ async def _sipp(bench: _Bench, case: Case) -> AsyncIterator[_Sipp]:
         timeout_ms=int(lab.settings.event_timeout * 1000),
         hold_ms=HOLD_MS,
     )
-    await _docker(container.put_archive, "/tmp", _tar({"scenario.xml": scenario}))
+    await _docker(container.put_archive, "/tmp", engine.tar({"scenario.xml": scenario}))
     await _docker(container.start)
     address = await _address(container, bench.network)
     command = (
@@ -706,16 +706,6 @@ async def _address(container: Container, network: str) -> str:
     return str(container.attrs["NetworkSettings"]["Networks"][network]["IPAddress"])
 
 
-def _tar(files: Mapping[str, str]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, content in files.items():
-            data = content.encode()
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            member.mode = 0o644
-            archive.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def _xml(text: str) -> ElementTree.Element:

@@ -175,7 +175,7 @@ def test_user_is_escaped_in_the_directory() -> None:
 
 
 def test_archive_has_the_files_readable_for_everybody() -> None:
-    with tarfile.open(fileobj=BytesIO(scenario._tar({"a.xml": "<ä/>"}))) as archive:
+    with tarfile.open(fileobj=BytesIO(engine.tar({"a.xml": "<ä/>"}))) as archive:
         (member,) = archive.getmembers()
         file = archive.extractfile(member)
         assert file and file.read().decode() == "<ä/>"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import secrets
 import socket
-import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -187,7 +185,7 @@ class Yard:
             },
         )
         try:
-            container.put_archive(CONFIGURATION, _tar(configuration(kind, sip_port)))
+            container.put_archive(CONFIGURATION, engine.tar(configuration(kind, sip_port)))
             container.start()
             container.reload()
             esl = self._wait(kind, esl_port, password)
@@ -223,14 +221,3 @@ def yard(settings: Settings) -> Iterator[Yard]:
     """Hand over a place for containers, on a Docker engine that can be reached."""
     with engine.connect(timeout=120) as client, Yard(settings, client) as place:
         yield place
-
-
-def _tar(files: Mapping[str, str]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, content in files.items():
-            data = content.encode()
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = len(data), 0o644
-            archive.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
