@@ -6,14 +6,17 @@ exported sources and the rendered series, and checks what came out.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from docker.errors import NotFound
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 
@@ -28,6 +31,25 @@ SCRIPTS = ("build-dist.sh", "build-patch.sh", "freeswitch-entrypoint.sh")
 # Where the runtime images keep what the series changes.
 LIBRARY = "/usr/local/lib/libsofia-sip-ua.so.0"
 MODULE = "/usr/local/freeswitch/mod/mod_sofia.so"
+
+
+# What of the context goes into an image that has nothing of the series.
+STOCK_INPUTS = ("sources", "modules.conf", "conf", "scripts")
+SERIES = f"{LABEL}.series"
+INPUTS = f"{LABEL}.inputs"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A stage of Dockerfile.build and the image made of it.
+
+    `inputs` are the files and directories of the context it depends on.
+    """
+
+    stage: str
+    tag: str
+    inputs: Sequence[str]
+    labels: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -55,20 +77,31 @@ def build(settings: Settings, console: Console | None = None) -> Images:
     patchset.run(settings, console=console)
     base.ensure(settings, console)
     context = make_context(settings)
-    labels = {LABEL: "true", **{f"{LABEL}.{source.name}": source.commit for source in settings.sources}}
+    pins = {f"{LABEL}.{source.name}": source.commit for source in settings.sources}
     tags = {stage: f"{settings.image}:{stage}" for stage in ("stock", "patched", "sipp")}
     # The build stage of the stock image is named too, so that pruning dangling images does not cost its cache.
-    targets = {
-        f"{settings.image}:build": "stock",
-        tags["stock"]: "runtime-stock",
-        tags["patched"]: "runtime-patched",
-        tags["sipp"]: "sipp",
-    }
+    targets = (
+        Target("stock", f"{settings.image}:build", STOCK_INPUTS, pins),
+        Target("runtime-stock", tags["stock"], STOCK_INPUTS, pins),
+        Target(
+            "runtime-patched",
+            tags["patched"],
+            (*STOCK_INPUTS, "patches"),
+            {**pins, SERIES: patchset.series_hash(settings)},
+        ),
+        Target("sipp", tags["sipp"], (), {}),
+    )
     log = settings.build_directory / "build.log"
     log.unlink(missing_ok=True)
-    for tag, target in targets.items():
-        series = {f"{LABEL}.series": patchset.series_hash(settings)} if target == "runtime-patched" else {}
-        _docker_build(settings, context, target, tag, {**labels, **series}, log, console)
+    with engine.connect() as client:
+        base_id = client.images.get(settings.base_image).id
+    for target in targets:
+        inputs = hash_inputs(context, target, base_id)
+        if _made_from(target) == inputs:
+            console.print(f"{target.tag}: up to date")
+        else:
+            labels = {LABEL: "true", INPUTS: inputs, **target.labels}
+            _docker_build(settings, context, target, labels, log, console)
     check(settings)
     images = Images(**tags, seconds=time.monotonic() - start)
     console.print(f"built {images.stock}, {images.patched} and {images.sipp} in {images.seconds:.0f} s")
@@ -128,6 +161,30 @@ def _contains(tag: str, path: str, text: str) -> bool:
     return status == 0
 
 
+def hash_inputs(context: Path, target: Target, base_id: str) -> str:
+    """Return a hash of all that `target` is made from: base image, Dockerfile, its part of the context.
+
+    Docker's own cache knows as much, but only after all of the context has been
+    sent to it, once for each target.
+    """
+    digest = hashlib.sha256(f"{base_id}\0{target.stage}\0".encode() + DOCKERFILE.read_bytes())
+    for name in target.inputs:
+        top = context / name
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if path.is_file():
+                digest.update(f"\0{path.relative_to(context)}\0{path.stat().st_mode:o}\0".encode())
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _made_from(target: Target) -> str:
+    """Return the hash of what the image of `target` was made from, "" if there is none."""
+    with engine.connect() as client, contextlib.suppress(NotFound):
+        return str(client.images.get(target.tag).labels.get(INPUTS, ""))
+    return ""
+
+
 def _write(path: Path, text: str) -> None:
     """Write as bytes that survive: upstream's files are not all UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,10 +203,11 @@ def _render_configuration(settings: Settings, target: Path) -> None:
 
 
 def _docker_build(
-    settings: Settings, context: Path, target: str, tag: str, labels: Mapping[str, str], log: Path, console: Console
+    settings: Settings, context: Path, target: Target, labels: Mapping[str, str], log: Path, console: Console
 ) -> None:
     """Run `docker build`, which shows its own steps, and keep its output in `log`."""
-    command = ["docker", "build", "--force-rm", "--file", str(DOCKERFILE), "--target", target, "--tag", tag]
+    tag = target.tag
+    command = ["docker", "build", "--force-rm", "--file", str(DOCKERFILE), "--target", target.stage, "--tag", tag]
     arguments = {"BASE_IMAGE": settings.base_image, "JOBS": str(settings.jobs)}
     for name, value in arguments.items():
         command += ["--build-arg", f"{name}={value}"]

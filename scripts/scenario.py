@@ -190,13 +190,18 @@ def _run_loop(lab: _Lab, cases: Sequence[Case], variants: Sequence[str]) -> None
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=lab.console, transient=True) as progress:
-            for variant in variants:
-                await lab.run_variant(variant, cases, progress)
+            # Most of a case is waiting, so the variants do it at the same time.
+            async with asyncio.TaskGroup() as group:
+                for variant in variants:
+                    group.create_task(lab.run_variant(variant, cases, progress))
 
     try:
         # On its way out it waits for Docker calls that are still under way in
         # their threads: nothing is made after the sweep.
         asyncio.run(main())
+    except BaseExceptionGroup as errors:
+        # The first one made the group cancel the others.
+        raise errors.exceptions[0] from None
     except (KeyboardInterrupt, asyncio.CancelledError):
         name = "SIGTERM" if terminated else "Ctrl-C"
         raise ToolkitError(f"verification broken off by {name}") from None
@@ -704,8 +709,6 @@ async def _address(container: Container, network: str) -> str:
     """Return the container's IPv4 address; "" if it ended already."""
     await _docker(container.reload)
     return str(container.attrs["NetworkSettings"]["Networks"][network]["IPAddress"])
-
-
 
 
 def _xml(text: str) -> ElementTree.Element:

@@ -273,9 +273,7 @@ def ipv6_prefix(client: docker.DockerClient) -> str:
     prefix = f"fd{token[:2]}:{token[2:6]}:{token[6:]}"
     pool = IPAMConfig(pool_configs=[IPAMPool(subnet=f"{prefix}::/64")])
     try:
-        network = client.networks.create(
-            f"tp-error-probe-{token}", enable_ipv6=True, ipam=pool, labels={LABEL: "true"}
-        )
+        network = client.networks.create(f"tp-error-probe-{token}", enable_ipv6=True, ipam=pool, labels={LABEL: "true"})
     except APIError:
         return ""
     network.remove()

@@ -47,8 +47,7 @@ class World:
         self.registrations = [
             old
             for old in self.registrations
-            if old.user != new.user
-            or (self.multiple and old.call_id != new.call_id and old.identity != new.identity)
+            if old.user != new.user or (self.multiple and old.call_id != new.call_id and old.identity != new.identity)
         ]
         self.registrations.append(new)
 
@@ -163,9 +162,7 @@ class Registrar(RuleBasedStateMachine):
         client = self.world.connections[number]
         host, port = client.address
         contact = old.contact if old else f"<sip:{user}@{host}:{port};transport={client.transport}>"
-        call_id = client.register(
-            user, self.lab.password, DOMAIN, call_id=old.call_id if old else "", contact=contact
-        )
+        call_id = client.register(user, self.lab.password, DOMAIN, call_id=old.call_id if old else "", contact=contact)
         # FreeSWITCH adds the address of the connection to a contact over WebSocket.
         identity = f"{contact} {port}" if client.transport in ("ws", "wss") else contact
         self.world.replace(Registration(user, call_id, contact, number, identity))
