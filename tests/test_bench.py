@@ -131,10 +131,11 @@ def test_a_refresh_has_the_call_id_of_the_first_register_and_a_higher_cseq() -> 
 
 
 class Registrar:
-    """Answers every request with `status`; calls are answered, too."""
+    """Answers every request but the first `deaf` ones with `status`; calls are answered, too."""
 
-    def __init__(self, status: str = "200 OK") -> None:
+    def __init__(self, status: str = "200 OK", deaf: int = 0) -> None:
         self.status = status
+        self.deaf = iter([True] * deaf)
         self.server = socket.create_server(("127.0.0.1", 0))
         self.target = load.Target(*self.server.getsockname())
         threading.Thread(target=self._accept, daemon=True).start()
@@ -152,7 +153,7 @@ class Registrar:
         while data := self._receive(connection):
             messages, buffer = load.split(buffer + data)
             for message in messages:
-                if not message.startswith(b"ACK"):
+                if not next(self.deaf, False) and not message.startswith(b"ACK"):
                     cseq = load.header(message, b"cseq").decode()
                     call_id = load.header(message, b"call-id").decode()
                     head = f"Call-ID: {call_id}\r\nCSeq: {cseq}\r\nTo: <sip:x>;tag=1\r\nContent-Length: 0\r\n\r\n"
@@ -184,6 +185,23 @@ def test_refused_requests_are_counted_and_then_an_error() -> None:
     assert (pace.answered, pace.refused) == (0, 2)
     with pytest.raises(ToolkitError, match="accepted 0 of 2 requests and refused 2"):
         checked(pace, 2)
+
+
+def test_lost_requests_are_sent_once_more_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "PATIENCE", 0.2)
+    registrar = Registrar(deaf=3)
+    clients = load.Clients(registrar.target, ["u1", "u2", "u3", "u4", "u5"])
+    pace = clients.register()
+    assert (pace.answered, pace.refused, pace.repeated) == (5, 0, 3)
+    assert clients.refresh().repeated == 0
+    clients.finish(0, [0.0] * 5)
+
+
+def test_answers_that_never_come_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "PATIENCE", 0.1)
+    monkeypatch.setattr(load, "TIMEOUT", 0.3)
+    with pytest.raises(TimeoutError, match=r"1 requests have no answer after 0.3 s, 0 had been answered"):
+        load.Clients(Registrar(deaf=1000).target, ["u1"]).register()
 
 
 def test_a_target_that_does_not_answer_is_an_error() -> None:

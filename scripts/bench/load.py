@@ -28,6 +28,9 @@ ECHO = "9196"
 # Requests in flight. More than FreeSWITCH can handle at once, fewer than it refuses.
 WINDOW = 64
 TIMEOUT = 60.0
+# FreeSWITCH now and then loses all requests it is busy with, stock as well. After
+# so many seconds without any answer they are sent once more, and counted.
+PATIENCE = 5.0
 # Ports are taken by hand: the kernel's own range is used up by what is in TIME_WAIT.
 FIRST_PORT, LAST_PORT = 10000, 60999
 SPARE_DESCRIPTORS = 256
@@ -47,11 +50,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Pace:
-    """How many requests were answered in how many seconds, and how many were refused."""
+    """How many requests were answered in how many seconds, how many refused, and how many sent once more."""
 
     answered: int
     refused: int
     seconds: float
+    repeated: int = 0
 
 
 def user(number: int) -> str:
@@ -119,7 +123,15 @@ class Client:
 
     def request(self) -> bytes:
         self.sequence += 1
+        return self.repetition()
+
+    def repetition(self) -> bytes:
         return register(self.name, self.near, self.sequence)
+
+    def is_answer(self, message: bytes) -> bool:
+        """Return whether `message` is the final answer to the latest request."""
+        cseq = f"{self.sequence} REGISTER".encode()
+        return bool(re.match(rb"SIP/2\.0 [2-6]", message)) and header(message, rb"cseq") == cseq
 
 
 @dataclass
@@ -143,6 +155,7 @@ class Clients:
             sum(pace.answered for pace in paces),
             sum(pace.refused for pace in paces),
             sum(pace.seconds for pace in paces),
+            sum(pace.repeated for pace in paces),
         )
 
     def finish(self, first: int, gaps: Sequence[float]) -> list[int]:
@@ -183,8 +196,8 @@ class Clients:
     def _run(self, work: Iterator[tuple[Client, int]]) -> Pace:
         """Start `work` piece by piece, WINDOW at a time, until all requests are answered."""
         busy: dict[int, Client] = {}
-        answered = refused = 0
-        start = time.monotonic()
+        answered = refused = repeated = 0
+        start = latest = time.monotonic()
         with select.epoll() as poll:
             while True:
                 while len(busy) < WINDOW and (item := next(work, None)):
@@ -192,10 +205,19 @@ class Clients:
                     busy[client.sock.fileno()] = client
                     poll.register(client.sock, events)
                 if not busy:
-                    return Pace(answered, refused, time.monotonic() - start)
-                ready = poll.poll(TIMEOUT)
-                if not ready:
-                    raise TimeoutError(f"{len(busy)} requests have no answer after {TIMEOUT:g} s")
+                    return Pace(answered, refused, time.monotonic() - start, repeated)
+                ready = poll.poll(PATIENCE)
+                if ready:
+                    latest = time.monotonic()
+                elif time.monotonic() - latest > TIMEOUT:
+                    raise TimeoutError(
+                        f"{len(busy)} requests have no answer after {TIMEOUT:g} s, {answered} had been answered"
+                    )
+                else:
+                    waiting = [client for client in busy.values() if client.near[0]]
+                    repeated += len(waiting)
+                    for client in waiting:
+                        client.sock.send(client.repetition())
                 for number, _ in ready:
                     client = busy[number]
                     if not client.near[0]:
@@ -207,7 +229,7 @@ class Clients:
                     if not data:
                         raise ConnectionError("FreeSWITCH closed a connection")
                     messages, client.buffer = split(client.buffer + data)
-                    finals = [message for message in messages if re.match(rb"SIP/2\.0 [2-6]", message)]
+                    finals = [message for message in messages if client.is_answer(message)]
                     if finals:
                         answered += finals[0].startswith(b"SIP/2.0 2")
                         refused += not finals[0].startswith(b"SIP/2.0 2")

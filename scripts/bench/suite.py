@@ -227,12 +227,25 @@ def storm(bench: Bench) -> None:
             [result.cpu for result in removing],
         ),
     )
+    _note_repeated(bench, stock, patched, removing)
     bench.outcome.curves["storm"] = [
         Curve(kind.name, result.times, list(range(1, len(result.times) + 1)))
         for kind, results in ((STOCK, stock), (PATCHED, patched), (REMOVING, removing))
         for result in results
         if result.times
     ]
+
+
+def _note_repeated(bench: Bench, *results: Sequence[measure.Storm]) -> None:
+    """Say how many requests had to be sent once more to have all clients registered."""
+    storms = [storm for found in results for storm in found]
+    repeated = sum(storm.registered.repeated for storm in storms)
+    if repeated:
+        total = sum(storm.connections for storm in storms)
+        bench.outcome.notes.append(
+            f"FreeSWITCH left {repeated} of {total:,} REGISTER requests without an answer while a storm was prepared; "
+            "they were sent once more."
+        )
 
 
 def sizes(bench: Bench) -> None:
@@ -285,6 +298,8 @@ def sizes(bench: Bench) -> None:
                 [result.per_report * 1e6 for result in patched],
             )
         )
+
+    _note_repeated(bench, *every.values())
 
     def curves(value: Callable[[measure.Storm], float]) -> list[Curve]:
         return [
