@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,12 @@ def _source(key: str, values: Mapping[str, Any], directory: Path) -> Source:
     )
 
 
+def _without_other_modules(source: Source, modules: Sequence[str]) -> Source:
+    """Leave out the modules of FreeSWITCH that aren't built, but for the Makefile.am that configure wants."""
+    chosen = [f"!/src/mod/{module}/**" for module in modules]
+    return replace(source, exclude=(*source.exclude, "/src/mod/*/*/**", "!/src/mod/*/*/Makefile.am", *chosen))
+
+
 def _settings(values: Mapping[str, Any]) -> Settings:
     sources, patches, build = dict(values["sources"]), values["patches"], values["build"]
     verify, watch = values["verify"], values["watch"]
@@ -202,8 +208,9 @@ def _settings(values: Mapping[str, Any]) -> Settings:
     modules = tuple(
         _match(MODULE, module, "build.modules", "a module (endpoints/mod_sofia, say)") for module in build["modules"]
     )
+    trees = (_source(key, value, directory) for key, value in sources.items())
     return Settings(
-        sources=tuple(_source(key, value, directory) for key, value in sources.items()),
+        sources=tuple(_without_other_modules(tree, modules) if tree.name == "freeswitch" else tree for tree in trees),
         patches=ROOT / patches["directory"],
         excluded_patches=tuple(
             _match(PATCH, name, "patches.exclude", "a patch (freeswitch/0003, say)") for name in patches["exclude"]

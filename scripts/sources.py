@@ -332,7 +332,7 @@ def _fill(source: Source, path: Path, console: Console) -> None:
         "toolkit.commit": source.commit,
     }.items():
         local(path, "config", name, value)
-    patterns = ["/*", *(f"!{pattern}" for pattern in source.exclude)]
+    patterns = ["/*", *(_negated(pattern) for pattern in source.exclude)]
     (path / ".git/info").mkdir(exist_ok=True)
     (path / ".git/info/sparse-checkout").write_text("".join(f"{pattern}\n" for pattern in patterns))
 
@@ -430,6 +430,11 @@ def _write_tar(source: Source, target: Path) -> None:
         ) from error
     finally:
         git.clear_cache()
+
+
+def _negated(pattern: str) -> str:
+    """Return what a sparse checkout takes instead of a pattern of what to leave out."""
+    return pattern.removeprefix("!") if pattern.startswith("!") else f"!{pattern}"
 
 
 def _excluded(source: Source) -> set[str]:

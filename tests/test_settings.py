@@ -63,3 +63,14 @@ def test_unknown_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_source() -> None:
     with pytest.raises(ToolkitError, match="unknown source 'sofia': use one of sofia-sip, spandsp, freeswitch"):
         load().source("sofia")
+
+
+def test_only_the_modules_that_are_built_are_fetched() -> None:
+    exclude = load(overrides=["build.modules=endpoints/mod_sofia,say/mod_say_en"]).source("freeswitch").exclude
+    assert exclude[-4:] == (
+        "/src/mod/*/*/**",
+        "!/src/mod/*/*/Makefile.am",
+        "!/src/mod/endpoints/mod_sofia/**",
+        "!/src/mod/say/mod_say_en/**",
+    )
+    assert not any("mod_sofia" in pattern for pattern in load().source("sofia-sip").exclude)

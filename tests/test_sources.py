@@ -108,6 +108,16 @@ def test_changed_pin_clones_again(settings: Settings) -> None:
     assert sorted(path.name for path in settings.sources[0].path.parent.iterdir()) == ["one", "two"]
 
 
+def test_pattern_can_be_taken_back(settings: Settings, tmp_path: Path) -> None:
+    changed = change(settings, exclude=("/src/**", "!/src/other.c"))
+    sources.clone(changed)
+    tree = changed.sources[0].path
+    assert [path.name for path in (tree / "src").iterdir()] == ["other.c"]
+    sources.export(changed.sources[0], tmp_path / "one.tar")
+    with tarfile.open(tmp_path / "one.tar") as tar:
+        assert [name for name in tar.getnames() if name.startswith("src/")] == ["src/other.c"]
+
+
 def test_changed_pin_spares_an_uncommitted_change(settings: Settings) -> None:
     sources.clone(settings)
     file = settings.sources[0].path / "README"
