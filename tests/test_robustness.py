@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
@@ -199,3 +202,62 @@ def test_expired_and_flushed_registrations_are_forgotten(lab: Lab) -> None:
     time.sleep(1)
     came = [event.get("from-user") for event in recorder.events if lab.is_report(event)]
     assert not {user, flushed} & set(came)
+
+
+# Makes another node of a cluster that shares the database out of a registration of this one.
+OTHER_NODE = (
+    'lua ~local dbh = freeswitch.Dbh("sqlite://sofia_reg_multi") '
+    "dbh:query(\"create temp table other as select * from sip_registrations where call_id='{call_id}'\") "
+    "dbh:query(\"update other set hostname='other-node', call_id='{call_id}-other'\") "
+    'dbh:query("insert into sip_registrations select * from other") dbh:query("drop table other")'
+)
+
+
+def test_registrations_of_before_count_and_those_of_other_nodes_do_not(lab: Lab) -> None:
+    switch, user = lab.freeswitch, lab.user()
+    first = lab.open("multi", "tcp")
+    call_id = first.register(user, lab.password, DOMAIN)
+    switch.recorder.api(OTHER_NODE.format(call_id=call_id))
+    known = {registration["call-id"] for registration in switch.registrations("multi")}
+    assert {call_id, f"{call_id}-other"} <= known
+    carry_out(switch, "sofia profile multi restart")
+    time.sleep(2)
+    wait_running(switch)
+    second = lab.open("multi", "tcp")
+    second_id = second.register(user, lab.password, DOMAIN)
+    second.close()
+    assert switch.recorder.wait(partial(is_reported, lab, second_id), 5)
+    time.sleep(1)
+    reports = [event for event in switch.recorder.events if lab.is_report(event) and event.get("from-user") == user]
+    assert [(event.get("call-id"), event.get("registrations-left")) for event in reports] == [(second_id, "1")]
+    switch.recorder.api("sofia profile multi flush_inbound_reg")
+
+
+def test_dead_websocket_does_not_reach_into_other_connections(lab: Lab) -> None:
+    """A secure WebSocket reset while its REGISTER is handled: its descriptor soon belongs to another connection."""
+    users = [lab.user() for _ in range(20)]
+    deadline = time.monotonic() + 40
+    failures: list[str] = []
+
+    def attack(number: int) -> None:
+        dice = random.Random(number)
+        while time.monotonic() < deadline:
+            client = lab.open("main", "wss")
+            client.register(users[number], lab.password, DOMAIN, wait=False)
+            time.sleep(dice.uniform(0, 0.004))
+            client.reset()
+
+    def register(number: int) -> None:
+        for transport in itertools.cycle(("tls", "ws", "tcp")):
+            if time.monotonic() > deadline:
+                return
+            client = lab.open("main", transport)
+            client.register(users[number], lab.password, DOMAIN)
+            client.close()
+
+    with ThreadPoolExecutor() as pool:
+        work = [pool.submit(attack if number < 3 else register, number) for number in range(8)]
+        for future in work:
+            if error := future.exception():
+                failures.append(f"{type(error).__name__}: {error}")
+    assert failures == []
