@@ -70,6 +70,9 @@ class Box:
     esl: Esl
     _port: int = 0
 
+    def __post_init__(self) -> None:
+        self.name = self.kind.name
+
     def target(self, connections: int) -> Target:
         """Return where to connect to; each call gets ports of the near end that were not used lately."""
         first = self._port
@@ -91,19 +94,11 @@ class Box:
 
     def cpu_of_threads(self) -> float:
         """Return the CPU seconds that its living threads have used, to the nanosecond."""
-        total = 0
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
-            with contextlib.suppress(OSError):
-                total += int((task / "schedstat").read_text().split()[0])
-        return total / 1e9
+        return cpu_of_threads(self.pid)
 
     def memory(self) -> Memory:
         resident = int(self._proc("statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        try:
-            line = next(line for line in self._proc("smaps_rollup").splitlines() if line.startswith("Pss:"))
-            return Memory(resident, int(line.split()[1]) * 1024)
-        except (ToolkitError, StopIteration):
-            return Memory(resident, 0)
+        return Memory(resident, proportional(self.pid))
 
     def forget(self) -> None:
         """Remove all registrations, so that each run finds the same tables."""
@@ -117,6 +112,23 @@ class Box:
                 f"FreeSWITCH ({self.kind.name}), process {self.pid}: {error.strerror}: "
                 "did it die? (its figures are read in /proc: this needs Docker on this very Linux)"
             ) from None
+
+
+def cpu_of_threads(pid: int) -> float:
+    """Return the CPU seconds that the living threads of process `pid` have used, to the nanosecond."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def proportional(pid: int) -> int:
+    """Return the proportional share (PSS) of process `pid` in bytes, 0 if it may not be read."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("Pss:")).split()[1]) * 1024
+    return 0
 
 
 def free_ports(count: int) -> list[int]:

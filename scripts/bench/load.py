@@ -227,7 +227,7 @@ class Clients:
                         continue
                     data = client.sock.recv(65536)
                     if not data:
-                        raise ConnectionError("FreeSWITCH closed a connection")
+                        raise ConnectionError("the server closed a connection")
                     messages, client.buffer = split(client.buffer + data)
                     finals = [message for message in messages if client.is_answer(message)]
                     if finals:

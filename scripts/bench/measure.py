@@ -1,4 +1,4 @@
-"""The measurements, each of one FreeSWITCH (or of several at the same time)."""
+"""The measurements, each of one server (or of several at the same time)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from scripts.bench.box import Box
-from scripts.bench.load import Owner, Pace, user
-from scripts.bench.stream import Stamped
+from scripts.bench.box import Box, Memory
+from scripts.bench.load import Owner, Pace, Target, user
+from scripts.bench.stream import Reader, Stamped
 from scripts.errors import ToolkitError
 
 # Seconds in which a duplicate of a report would have to come.
@@ -21,11 +22,24 @@ SILENCE, LIMIT = 10.0, 300.0
 DISCONNECTED = "socket-disconnection"
 
 
+class Server(Protocol):
+    """What a measurement needs of a FreeSWITCH (`box.Box`) or a Kamailio (`kamailio.Kamailio`)."""
+
+    name: str
+
+    def target(self, connections: int) -> Target: ...
+    def reader(self) -> Reader: ...
+    def cpu(self) -> float: ...
+    def cpu_of_threads(self) -> float: ...
+    def memory(self) -> Memory: ...
+    def forget(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Storm:
     """What came of killing the owner of `connections` connections.
 
-    `seconds` is from the kill to the last report, `cpu` what FreeSWITCH used
+    `seconds` is from the kill to the last report, `cpu` what the server used
     until a second after it, `times` when each report came (seconds after the kill).
     """
 
@@ -43,7 +57,7 @@ class Storm:
         return self.seconds / max(1, self.connections)
 
 
-def storm(box: Box, connections: int) -> Storm:
+def storm(box: Server, connections: int) -> Storm:
     """Register over `connections` connections and kill their owner."""
     names = [user(number) for number in range(connections)]
     with box.reader() as reader, Owner(box.target(connections), names) as owner:
@@ -82,19 +96,19 @@ def is_report(event: Stamped) -> bool:
 def checked(pace: Pace, count: int) -> Pace:
     """Return `pace`; ToolkitError if not all `count` requests were accepted."""
     if pace.answered != count:
-        raise ToolkitError(f"FreeSWITCH accepted {pace.answered} of {count} requests and refused {pace.refused}")
+        raise ToolkitError(f"the server accepted {pace.answered} of {count} requests and refused {pace.refused}")
     return pace
 
 
 @dataclass(frozen=True)
 class Work:
-    """How many requests a second, and CPU seconds of FreeSWITCH for each."""
+    """How many requests a second, and CPU seconds of the server for each."""
 
     rate: float
     cpu: float
 
 
-def work(box: Box, owner: Owner, count: int, command: str, *arguments: object) -> Work:
+def work(box: Server, owner: Owner, count: int, command: str, *arguments: object) -> Work:
     """Have `owner` carry out `command`, which makes `count` requests."""
     before = box.cpu()
     pace = checked(owner.do(command, *arguments), count)
@@ -109,7 +123,7 @@ class Registrar:
     refresh: Work
 
 
-def registrar(box: Box, connections: int, rounds: int) -> Registrar:
+def registrar(box: Server, connections: int, rounds: int) -> Registrar:
     """Register over `connections` connections and refresh all `rounds` times."""
     with Owner(box.target(connections), [user(number) for number in range(connections)]) as owner:
         first = work(box, owner, connections, "register")
@@ -120,7 +134,7 @@ def registrar(box: Box, connections: int, rounds: int) -> Registrar:
     return Registrar(first, again)
 
 
-def calls(box: Box, count: int, window: int = 4) -> Work:
+def calls(box: Server, count: int, window: int = 4) -> Work:
     """Make `count` calls that are answered and hung up at once."""
     with Owner(box.target(1)) as owner:
         result = work(box, owner, count, "call", count, window)
@@ -128,8 +142,8 @@ def calls(box: Box, count: int, window: int = 4) -> Work:
     return result
 
 
-def quiet(box: Box, limit: float = 5.0) -> None:
-    """Wait until FreeSWITCH uses next to no CPU, `limit` seconds at most."""
+def quiet(box: Server, limit: float = 5.0) -> None:
+    """Wait until the server uses next to no CPU, `limit` seconds at most."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         before = box.cpu()
@@ -146,8 +160,8 @@ class Footprint:
     proportional: float
 
 
-def footprint(box: Box, connections: int) -> Footprint:
-    """Return what each registration adds to the memory of a FreeSWITCH that has none yet."""
+def footprint(box: Server, connections: int) -> Footprint:
+    """Return what each registration adds to the memory of a server that has none yet."""
     # What is allocated once, with the first registrations, is not counted.
     with Owner(box.target(200), [f"first{number}" for number in range(200)]) as first:
         checked(first.do("register"), 200)
@@ -161,11 +175,11 @@ def footprint(box: Box, connections: int) -> Footprint:
     return Footprint((after.resident - before.resident) / connections, proportional / connections)
 
 
-def latency(box: Box, count: int, gap: float, seed: int) -> list[float]:
+def latency(box: Server, count: int, gap: float, seed: int) -> list[float]:
     """Close `count` connections one by one; return the seconds from each FIN to the arrival of its event.
 
     The pauses are random, `gap` seconds on average, so that they don't keep
-    step with anything in FreeSWITCH.
+    step with anything in the server.
     """
     dice = random.Random(seed)
     names = [user(number) for number in range(count)]
@@ -178,11 +192,11 @@ def latency(box: Box, count: int, gap: float, seed: int) -> list[float]:
     box.forget()
     missing = [name for name in names if name not in arrived]
     if missing:
-        raise ToolkitError(f"{len(missing)} of {count} closed connections were not reported ({box.kind.name})")
+        raise ToolkitError(f"{len(missing)} of {count} closed connections were not reported ({box.name})")
     return [(arrived[name] - moment) / 1e9 for name, moment in zip(names, closed, strict=True)]
 
 
-def idle(boxes: Sequence[Box], seconds: float) -> list[float]:
+def idle(boxes: Sequence[Server], seconds: float) -> list[float]:
     """Return the share of a core that each of `boxes` uses at the same time with one subscriber and nothing to do."""
     with contextlib.ExitStack() as stack:
         for box in boxes:

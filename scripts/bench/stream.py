@@ -166,7 +166,7 @@ class Reader:
                 return self._pipe.recv()
         except (EOFError, OSError):
             pass
-        raise ToolkitError("the process that reads the event socket died: is FreeSWITCH still running?")
+        raise ToolkitError("the process that reads the events died: is the server still running?")
 
     @property
     def count(self) -> int:
