@@ -48,7 +48,8 @@ class Figure:
     """One measure: a value per run and image, in the order of the runs.
 
     Run i of `stock` is compared with run i of `patched`. `baseline` says which
-    stock it is. A measure that stock doesn't have leaves `stock` empty.
+    stock it is. A measure that stock doesn't have leaves `stock` empty, as
+    `kamailio` is where it wasn't measured; no target is about it.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Figure:
     patched: Sequence[float]
     target: Target | None = None
     baseline: str = ""
+    kamailio: Sequence[float] = ()
 
     @property
     def ratios(self) -> list[float]:
@@ -92,7 +94,11 @@ class Curve:
 
 @dataclass
 class Outcome:
-    """A whole benchmark. `notes` says in words what no figure does; `curves` are by plot."""
+    """A whole benchmark.
+
+    `notes` says in words what no figure does; `curves` are by plot; `kamailio`
+    is its version if it was measured, too.
+    """
 
     started: str
     quick: bool
@@ -102,6 +108,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     curves: dict[str, list[Curve]] = field(default_factory=dict)
     seconds: float = 0.0
+    kamailio: str = ""
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -143,8 +150,13 @@ def machine() -> dict[str, str]:
     }
 
 
-def rows(figures: Sequence[Figure]) -> list[list[str]]:
-    """Return the cells of the table: measure, unit, stock, patched, ratio, target, met."""
+def headings(kamailio: bool = False) -> list[str]:
+    """Return the headings of the table, with one more column for Kamailio if asked for."""
+    return ["measure", "unit", "stock", "patched", *["Kamailio"] * kamailio, "ratio", "target", "met?"]
+
+
+def rows(figures: Sequence[Figure], kamailio: bool = False) -> list[list[str]]:
+    """Return the cells of the table, in the order of `headings`."""
     words = {True: "yes", False: "no", None: ""}
     return [
         [
@@ -152,6 +164,7 @@ def rows(figures: Sequence[Figure]) -> list[list[str]]:
             figure.unit,
             spread(figure.stock) + (f" ({figure.baseline})" if figure.baseline and figure.stock else ""),
             spread(figure.patched),
+            *[spread(figure.kamailio)] * kamailio,
             spread(figure.ratios),
             str(figure.target or ""),
             words[figure.met],
@@ -162,21 +175,19 @@ def rows(figures: Sequence[Figure]) -> list[list[str]]:
 
 def summary(figure: Figure) -> str:
     """Return `figure` as one line."""
-    name, unit, stock, patched, ratio, target, met = rows([figure])[0]
-    parts = [f"stock {stock}" if stock else "", f"patched {patched}", f"ratio {ratio}" if ratio else ""]
+    name, unit, stock, patched, kamailio, ratio, target, met = rows([figure], kamailio=True)[0]
+    cells = {"stock": stock, "patched": patched, "Kamailio": kamailio, "ratio": ratio}
+    parts = [f"{heading} {cell}" for heading, cell in cells.items() if cell]
     verdict = f"; {target}: {'not met' if met == 'no' else 'met'}" if met else ""
-    return f"{name} ({unit}): " + ", ".join(part for part in parts if part) + verdict
-
-
-HEADINGS = ("measure", "unit", "stock", "patched", "ratio", "target", "met?")
+    return f"{name} ({unit}): " + ", ".join(parts) + verdict
 
 
 def show(outcome: Outcome, console: Console) -> None:
     """Print the table and the notes."""
     table = Table(title="bench: median [min–max]", show_lines=True)
-    for heading in HEADINGS:
+    for heading in headings(bool(outcome.kamailio)):
         table.add_column(heading, overflow="fold")
-    for cells in rows(outcome.figures):
+    for cells in rows(outcome.figures, bool(outcome.kamailio)):
         style = {"yes": "green", "no": "bold red"}.get(cells[-1], "")
         table.add_row(*map(Text, cells[:-1]), Text(cells[-1], style))
     console.print(table)
@@ -191,6 +202,9 @@ def write(outcome: Outcome, directory: Path) -> Path:
     for figure, entry in zip(outcome.figures, document["figures"], strict=True):
         entry["ratios"], entry["met"] = figure.ratios, figure.met
         entry["target"] = str(figure.target) if figure.target else None
+    if not outcome.kamailio:
+        for entry in (document, *document["figures"]):
+            del entry["kamailio"]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")

@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from scripts.bench.figures import Curve, Outcome
 
 FORMATS = ("png", "svg")
-COLOURS = {"stock": "tab:orange", "patched": "tab:blue", "patched-removing": "tab:green"}
+COLOURS = {"stock": "tab:orange", "patched": "tab:blue", "patched-removing": "tab:green", "kamailio": "tab:purple"}
 LABELS = {
     "stock": "stock, tcp-unreg-on-socket-close",
     "patched": "patched",
     "patched-removing": "patched, tp-error-unregister",
+    "kamailio": "Kamailio",
 }
 
 

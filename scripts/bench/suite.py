@@ -23,12 +23,12 @@ from rich.console import Console
 from scripts.bench import measure, plot
 from scripts.bench.box import PATCHED, PLAIN, REMOVING, STOCK, TEMPLATES, Box, Kind, Yard, yard
 from scripts.bench.figures import (
-    HEADINGS,
     Curve,
     Figure,
     Outcome,
     Rule,
     Target,
+    headings,
     machine,
     quantile,
     rows,
@@ -521,7 +521,7 @@ def page(outcome: Outcome) -> str:
     return templates.get_template("benchmark.md.j2").render(
         outcome=outcome,
         plan=QUICK if outcome.quick else FULL,
-        headings=HEADINGS,
+        headings=headings(),
         rows=rows(outcome.figures),
         window=WINDOW,
     )
