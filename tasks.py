@@ -80,12 +80,20 @@ def watch(
     quick="Smaller loads and fewer runs, done in a few minutes.",
     docs="Also copy the plots and the report to docs/.",
     only="Measure these parts only, with commas between (storm,latency, say).",
+    with_kamailio="Also measure Kamailio, which must be installed.",
 )
-def bench(context: Context, set_: list[str], quick: bool = False, docs: bool = False, only: str = "") -> None:
+def bench(
+    context: Context,
+    set_: list[str],
+    quick: bool = False,
+    docs: bool = False,
+    only: str = "",
+    with_kamailio: bool = False,
+) -> None:
     """Measure stock and patched FreeSWITCH side by side."""
     from scripts.bench import suite
 
-    suite.run(settings(context, set_), quick, docs, only)
+    suite.run(settings(context, set_), quick, docs, only, with_kamailio)
 
 
 @command(

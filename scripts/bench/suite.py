@@ -20,7 +20,7 @@ from typing import TypeVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 
-from scripts.bench import measure, plot
+from scripts.bench import kamailio, measure, plot
 from scripts.bench.box import PATCHED, PLAIN, REMOVING, STOCK, TEMPLATES, Box, Kind, Yard, yard
 from scripts.bench.figures import (
     Curve,
@@ -36,7 +36,9 @@ from scripts.bench.figures import (
     summary,
     write,
 )
+from scripts.bench.kamailio import Kamailio
 from scripts.bench.load import WINDOW, raise_limit
+from scripts.bench.measure import Server
 from scripts.errors import ToolkitError
 from scripts.settings import ROOT, Settings
 
@@ -80,13 +82,16 @@ FULL = Plan(
 )  # fmt: skip
 
 
-def run(settings: Settings, quick: bool = False, docs: bool = False, only: str = "") -> Outcome:
-    """Measure stock and patched side by side, and report.
+def run(
+    settings: Settings, quick: bool = False, docs: bool = False, only: str = "", with_kamailio: bool = False
+) -> Outcome:
+    """Measure stock and patched side by side, with Kamailio if asked for, and report.
 
     `quick` takes smaller loads and fewer runs; `docs` also copies the plots
     and the report to docs/; `only` names the parts to run, with commas
-    between. Raises ToolkitError if something can't be measured; targets that
-    are missed are reported, no more.
+    between; `with_kamailio` adds Kamailio. Raises ToolkitError if something
+    can't be measured, and before anything is started if Kamailio is asked for
+    and isn't installed; targets that are missed are reported, no more.
     """
     console = Console(highlight=False)
     plan = QUICK if quick else FULL
@@ -95,10 +100,15 @@ def run(settings: Settings, quick: bool = False, docs: bool = False, only: str =
     start, before = time.monotonic(), os.getloadavg()[0]
     directory = settings.report_directory / "bench"
     outcome = Outcome(datetime.now(UTC).isoformat(timespec="seconds"), quick, machine())
-    with _termination(), yard(settings) as place, contextlib.ExitStack() as stack:
+    with _termination(), contextlib.ExitStack() as stack:
+        if with_kamailio:
+            outcome.kamailio = kamailio.check()
+        place = stack.enter_context(yard(settings))
         for stage in ("stock", "patched"):
             outcome.images[stage] = str(place.client.images.get(f"{settings.image}:{stage}").id)
         bench = Bench(place, plan, outcome, console, stack)
+        if with_kamailio:
+            bench.third.append(stack.enter_context(kamailio.run(settings.start_timeout)))
         for name in parts:
             begin = time.monotonic()
             known = len(outcome.figures)
@@ -148,7 +158,7 @@ def _termination() -> Iterator[None]:
 
 @dataclass
 class Bench:
-    """What the parts share."""
+    """What the parts share; `third` is the Kamailio, if one is measured."""
 
     yard: Yard
     plan: Plan
@@ -156,6 +166,7 @@ class Bench:
     console: Console
     stack: contextlib.ExitStack
     started: dict[str, Box] = field(default_factory=dict)
+    third: list[Kamailio] = field(default_factory=list)
 
     def boxes(self, *kinds: Kind) -> list[Box]:
         """Return the containers of `kinds`; they are started once and are up until the end."""
@@ -165,12 +176,16 @@ class Bench:
                 self.started[box.kind.name] = box
         return [self.started[kind.name] for kind in kinds]
 
-    def alternate(self, boxes: Sequence[Box], runs: int, measured: Callable[[Box], T]) -> list[list[T]]:
-        """Measure each of `boxes` in turns, `runs` times after a warm-up; return the results of each."""
-        results: list[list[T]] = [[] for _ in boxes]
+    def servers(self, *kinds: Kind) -> list[Server]:
+        """Return the containers of `kinds` and, if it is measured, Kamailio."""
+        return [*self.boxes(*kinds), *self.third]
+
+    def alternate(self, servers: Sequence[Server], runs: int, measured: Callable[[Server], T]) -> list[list[T]]:
+        """Measure each of `servers` in turns, `runs` times after a warm-up; return the results of each."""
+        results: list[list[T]] = [[] for _ in servers]
         for turn in range(runs + 1):
-            for box, found in zip(boxes, results, strict=True):
-                result = measured(box)
+            for server, found in zip(servers, results, strict=True):
+                result = measured(server)
                 if turn:
                     found.append(result)
         return results
@@ -182,8 +197,11 @@ class Bench:
 def storm(bench: Bench) -> None:
     """N connections whose owner is killed."""
     plan = bench.plan
-    boxes = bench.boxes(STOCK, PATCHED, REMOVING)
-    stock, patched, removing = bench.alternate(boxes, plan.storm_runs, lambda box: measure.storm(box, plan.storm))
+    boxes = bench.servers(STOCK, PATCHED, REMOVING)
+    stock, patched, removing, *rest = bench.alternate(
+        boxes, plan.storm_runs, lambda box: measure.storm(box, plan.storm)
+    )
+    third = rest[0] if rest else []
     title = f"storm of {plan.storm:,} connections"
     bench.add(
         Figure(
@@ -192,13 +210,15 @@ def storm(bench: Bench) -> None:
             [result.seconds * 1e3 for result in stock],
             [result.seconds * 1e3 for result in patched],
             Target(Rule.RATIO_AT_MOST, 0.4),
+            kamailio=[result.seconds * 1e3 for result in third],
         ),
         Figure(
-            f"{title}: CPU of FreeSWITCH",
+            f"{title}: CPU",
             "s",
             [result.cpu for result in stock],
             [result.cpu for result in patched],
             Target(Rule.RATIO_AT_MOST, 0.5),
+            kamailio=[result.cpu for result in third],
         ),
         Figure(
             f"{title}: reports lost",
@@ -206,6 +226,7 @@ def storm(bench: Bench) -> None:
             [result.lost for result in stock],
             [result.lost for result in patched],
             Target(Rule.PATCHED_AT_MOST, 0),
+            kamailio=[result.lost for result in third],
         ),
         Figure(
             f"{title}: reports twice",
@@ -213,37 +234,41 @@ def storm(bench: Bench) -> None:
             [result.twice for result in stock],
             [result.twice for result in patched],
             Target(Rule.PATCHED_AT_MOST, 0),
+            kamailio=[result.twice for result in third],
         ),
         Figure(
             f"{title}, with tp-error-unregister: kill to last report",
             "ms",
             [result.seconds * 1e3 for result in stock],
             [result.seconds * 1e3 for result in removing],
+            kamailio=[result.seconds * 1e3 for result in third],
         ),
         Figure(
-            f"{title}, with tp-error-unregister: CPU of FreeSWITCH",
+            f"{title}, with tp-error-unregister: CPU",
             "s",
             [result.cpu for result in stock],
             [result.cpu for result in removing],
+            kamailio=[result.cpu for result in third],
         ),
     )
-    _note_repeated(bench, stock, patched, removing)
+    _note_repeated(bench, "FreeSWITCH", stock, patched, removing)
+    _note_repeated(bench, "Kamailio", third)
     bench.outcome.curves["storm"] = [
-        Curve(kind.name, result.times, list(range(1, len(result.times) + 1)))
-        for kind, results in ((STOCK, stock), (PATCHED, patched), (REMOVING, removing))
+        Curve(box.name, result.times, list(range(1, len(result.times) + 1)))
+        for box, results in zip(boxes, (stock, patched, removing, third), strict=False)
         for result in results
         if result.times
     ]
 
 
-def _note_repeated(bench: Bench, *results: Sequence[measure.Storm]) -> None:
+def _note_repeated(bench: Bench, who: str, *results: Sequence[measure.Storm]) -> None:
     """Say how many requests had to be sent once more to have all clients registered."""
     storms = [storm for found in results for storm in found]
     repeated = sum(storm.registered.repeated for storm in storms)
     if repeated:
         total = sum(storm.connections for storm in storms)
         bench.outcome.notes.append(
-            f"FreeSWITCH left {repeated} of {total:,} REGISTER requests without an answer while a storm was prepared; "
+            f"{who} left {repeated} of {total:,} REGISTER requests without an answer while a storm was prepared; "
             "they were sent once more."
         )
 
@@ -252,14 +277,14 @@ def sizes(bench: Bench) -> None:
     """How the cost of a report grows with the number of connections."""
     plan = bench.plan
     found: dict[str, dict[int, list[measure.Storm]]] = {}
-    boxes = bench.boxes(STOCK, PATCHED)
+    boxes = bench.servers(STOCK, PATCHED)
     for box in boxes:
         measure.storm(box, plan.sizes[0])
-        found[box.kind.name] = defaultdict(list)
+        found[box.name] = defaultdict(list)
     for _ in range(plan.size_runs):
         for size in plan.sizes:
             for box in boxes:
-                found[box.kind.name][size].append(measure.storm(box, size))
+                found[box.name][size].append(measure.storm(box, size))
     low, high = plan.sizes[0], plan.sizes[-1]
     growth = {
         name: [
@@ -276,6 +301,7 @@ def sizes(bench: Bench) -> None:
             growth[STOCK.name],
             growth[PATCHED.name],
             Target(Rule.PATCHED_AT_MOST, 1.5),
+            kamailio=growth.get(kamailio.NAME, []),
         )
     )
     every = {name: [storm for runs in results.values() for storm in runs] for name, results in found.items()}
@@ -286,20 +312,24 @@ def sizes(bench: Bench) -> None:
             [result.lost for result in every[STOCK.name]],
             [result.lost for result in every[PATCHED.name]],
             Target(Rule.PATCHED_AT_MOST, 0),
+            kamailio=[result.lost for result in every.get(kamailio.NAME, [])],
         )
     )
     for size in plan.sizes:
         stock, patched = found[STOCK.name][size], found[PATCHED.name][size]
+        third = found[kamailio.NAME][size] if bench.third else []
         bench.add(
             Figure(
                 f"{size:,} connections: time per report",
                 "µs",
                 [result.per_report * 1e6 for result in stock],
                 [result.per_report * 1e6 for result in patched],
+                kamailio=[result.per_report * 1e6 for result in third],
             )
         )
 
-    _note_repeated(bench, *every.values())
+    _note_repeated(bench, "FreeSWITCH", every[STOCK.name], every[PATCHED.name])
+    _note_repeated(bench, "Kamailio", every.get(kamailio.NAME, []))
 
     def curves(value: Callable[[measure.Storm], float]) -> list[Curve]:
         return [
@@ -375,11 +405,14 @@ def calls(bench: Bench) -> None:
 def footprint(bench: Bench) -> None:
     """Memory per registration, each time of a fresh FreeSWITCH."""
     plan = bench.plan
-    found: dict[str, list[measure.Footprint]] = {PLAIN.name: [], PATCHED.name: []}
+    found: dict[str, list[measure.Footprint]] = {PLAIN.name: [], PATCHED.name: [], kamailio.NAME: []}
     for _ in range(plan.footprint_runs):
         for kind in (PLAIN, PATCHED):
             with bench.yard.box(kind) as box:
                 found[kind.name].append(measure.footprint(box, plan.footprint))
+        if bench.third:
+            with kamailio.run(bench.yard.settings.start_timeout) as third:
+                found[third.name].append(measure.footprint(third, plan.footprint))
     stock, patched = found[PLAIN.name], found[PATCHED.name]
     bench.add(
         Figure(
@@ -397,6 +430,7 @@ def footprint(bench: Bench) -> None:
             [item.proportional for item in patched],
             None,
             "no flag",
+            kamailio=[item.proportional for item in found[kamailio.NAME]],
         ),
     )
 
@@ -404,11 +438,12 @@ def footprint(bench: Bench) -> None:
 def latency(bench: Bench) -> None:
     """From one FIN to its event."""
     plan = bench.plan
-    boxes = bench.boxes(STOCK, PATCHED)
-    stock, patched = (
+    boxes = bench.servers(STOCK, PATCHED)
+    stock, patched, *rest = (
         [[value * 1e3 for value in values] for values in runs]
         for runs in bench.alternate(boxes, plan.fin_runs, lambda box: measure.latency(box, plan.fins, 0.02, 1))
     )
+    third = rest[0] if rest else []
     for share, limit in ((0.5, 1.0), (0.99, 5.0)):
         bench.add(
             Figure(
@@ -417,29 +452,31 @@ def latency(bench: Bench) -> None:
                 [quantile(values, share) for values in stock],
                 [quantile(values, share) for values in patched],
                 Target(Rule.PATCHED_AT_MOST, limit),
+                kamailio=[quantile(values, share) for values in third],
             )
         )
     bench.outcome.curves["latency"] = [
-        Curve(kind.name, values, [(index + 1) / len(values) for index in range(len(values))])
-        for kind, runs in ((STOCK, stock), (PATCHED, patched))
+        Curve(box.name, values, [(index + 1) / len(values) for index in range(len(values))])
+        for box, runs in zip(boxes, (stock, patched, third), strict=False)
         for values in [sorted(value for run in runs for value in run)]
     ]
 
 
 def idle(bench: Bench) -> None:
-    """CPU with one subscriber and nothing to do, of both at the same time."""
+    """CPU with one subscriber and nothing to do, of all at the same time."""
     plan = bench.plan
-    boxes = bench.boxes(PLAIN, PATCHED)
+    boxes = bench.servers(PLAIN, PATCHED)
     time.sleep(2)
     shares = [measure.idle(boxes, plan.idle) for _ in range(plan.idle_runs)]
     bench.add(
         Figure(
             "idle with one subscriber: CPU",
             "% of a core",
-            [pair[0] * 100 for pair in shares],
-            [pair[1] * 100 for pair in shares],
+            [share[0] * 100 for share in shares],
+            [share[1] * 100 for share in shares],
             Target(Rule.NOT_HIGHER),
             "no flag",
+            kamailio=[share[2] * 100 for share in shares if bench.third],
         )
     )
 
@@ -521,7 +558,7 @@ def page(outcome: Outcome) -> str:
     return templates.get_template("benchmark.md.j2").render(
         outcome=outcome,
         plan=QUICK if outcome.quick else FULL,
-        headings=headings(),
-        rows=rows(outcome.figures),
+        headings=headings(bool(outcome.kamailio)),
+        rows=rows(outcome.figures, bool(outcome.kamailio)),
         window=WINDOW,
     )
