@@ -183,13 +183,19 @@ def summary(figure: Figure) -> str:
 
 
 def show(outcome: Outcome, console: Console) -> None:
-    """Print the table and the notes."""
-    table = Table(title="bench: median [min–max]", show_lines=True)
-    for heading in headings(bool(outcome.kamailio)):
-        table.add_column(heading, overflow="fold")
-    for cells in rows(outcome.figures, bool(outcome.kamailio)):
-        style = {"yes": "green", "no": "bold red"}.get(cells[-1], "")
-        table.add_row(*map(Text, cells[:-1]), Text(cells[-1], style))
+    """Print the medians as a table that fits an ordinary terminal, and the notes; the spread is in the report."""
+    table = Table(title="bench: medians", show_lines=False)
+    table.add_column("measure", min_width=28)
+    for heading in ("stock", "patched", *["Kamailio"] * bool(outcome.kamailio), "ratio"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("target")
+    for figure in outcome.figures:
+        unit = f" ({figure.unit})" if figure.unit else ""
+        series = (figure.stock, figure.patched, *[figure.kamailio] * bool(outcome.kamailio), figure.ratios)
+        cells = [number(median(values)) if values else "" for values in series]
+        verdict = {True: f"{figure.target}: met", False: f"{figure.target}: NOT met", None: ""}[figure.met]
+        style = {True: "green", False: "bold red", None: ""}[figure.met]
+        table.add_row(Text(f"{figure.name}{unit}"), *map(Text, cells), Text(verdict, style))
     console.print(table)
     for note in outcome.notes:
         console.print(f"- {note}", markup=False)
