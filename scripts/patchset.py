@@ -122,7 +122,7 @@ def check(settings: Settings) -> list[Outcome]:
     The trees stay as they are. Raises ToolkitError that names the first hunk
     that does not apply.
     """
-    return [_check(settings, source) for source in settings.sources]
+    return [check_source(settings, source) for source in settings.sources]
 
 
 def apply(settings: Settings) -> list[Outcome]:
@@ -132,18 +132,18 @@ def apply(settings: Settings) -> list[Outcome]:
     does not apply or a tree has changes or commits of the user.
     """
     outcomes = check(settings)
-    trees = {source.name: _own_tree(source) for source in settings.sources}
+    trees = {source.name: own_tree(source) for source in settings.sources}
     results: list[Outcome] = []
     changed: list[tuple[Source, Tree]] = []
     try:
         for outcome in outcomes:
             source, tree = outcome.source, trees[outcome.source.name]
-            if _is_applied(tree, outcome.patches):
+            if is_applied(tree, outcome.patches):
                 action = ALREADY if outcome.patches else "no patches"
                 results.append(Outcome(source, action, outcome.patches))
                 continue
             changed.append((source, tree))
-            _apply(source, tree, outcome.patches)
+            apply_source(source, outcome.patches)
             action = "replaced an older series" if tree.head != tree.pin else "applied"
             results.append(Outcome(source, action, outcome.patches))
     except BaseException:
@@ -159,10 +159,10 @@ def revert(settings: Settings) -> list[Outcome]:
     Raises ToolkitError, before it touches any, if a tree has changes or
     commits of the user.
     """
-    trees = [(source, _own_tree(source)) for source in settings.sources]
+    trees = [(source, own_tree(source)) for source in settings.sources]
     results = []
     for source, tree in trees:
-        _to_pin(source, tree)
+        to_pin(source)
         results.append(Outcome(source, "at the pin already" if tree.head == tree.pin else "back at the pin", ()))
     return results
 
@@ -273,7 +273,8 @@ def _hash(patches: list[Patch] | tuple[Patch, ...]) -> str:
     return digest.hexdigest()
 
 
-def _check(settings: Settings, source: Source) -> Outcome:
+def check_source(settings: Settings, source: Source) -> Outcome:
+    """Check that the series applies to the pin of `source`, like `check`."""
     sources.require(source)
     patches = tuple(render(settings, source))
     if not patches:
@@ -287,14 +288,14 @@ def _check(settings: Settings, source: Source) -> Outcome:
             except ToolkitError as error:
                 before = " with the patches before it" if number else ""
                 raise ToolkitError(
-                    f"{short(patch.path)}: {_culprit(patch, str(error))} {source.name} {version(source)}{before}: "
+                    f"{short(patch.path)}: {culprit(patch, str(error))} {source.name} {version(source)}{before}: "
                     "make the patch anew on that version"
                 ) from error
     return Outcome(source, "applies", patches)
 
 
-def _culprit(patch: Patch, message: str) -> str:
-    """Return which hunk of which file does not apply "to" or is missing "in"."""
+def culprit(patch: Patch, message: str) -> str:
+    """Return, from git's `message`, which hunk of which file does not apply "to" or is missing "in"."""
     if match := FAILED_HUNK.search(message):
         for file in patch.diff:
             for number, hunk in enumerate(file, 1):
@@ -314,7 +315,7 @@ def _mails(patches: tuple[Patch, ...]) -> Iterator[list[Path]]:
         yield files
 
 
-def _own_tree(source: Source) -> Tree:
+def own_tree(source: Source) -> Tree:
     """Return the state of the tree of `source`, in which everything is the toolkit's own.
 
     Ends a `git am` of the toolkit that was interrupted. Raises ToolkitError
@@ -345,7 +346,8 @@ def _own_tree(source: Source) -> Tree:
     return tree
 
 
-def _is_applied(tree: Tree, patches: tuple[Patch, ...]) -> bool:
+def is_applied(tree: Tree, patches: tuple[Patch, ...]) -> bool:
+    """Return whether the tree is what the toolkit made of these `patches`."""
     if "applying" in tree.config:
         return False
     if not patches:
@@ -353,8 +355,9 @@ def _is_applied(tree: Tree, patches: tuple[Patch, ...]) -> bool:
     return tree.config.get("series") == _hash(patches) and tree.config.get("head") == tree.head
 
 
-def _apply(source: Source, tree: Tree, patches: tuple[Patch, ...]) -> None:
-    _to_pin(source, tree)
+def apply_source(source: Source, patches: tuple[Patch, ...]) -> None:
+    """Commit the `patches` on the pin of a tree that has nothing of the user in it."""
+    to_pin(source)
     if patches:
         local(source.path, "config", "toolkit.applying", json.dumps(_touched(patches)))
         with _mails(patches) as mails:
@@ -377,8 +380,9 @@ def _am(source: Source, mails: list[Path]) -> None:
     local(source.path, "am", *options, *map(str, mails), env=identity)
 
 
-def _to_pin(source: Source, tree: Tree) -> None:
+def to_pin(source: Source) -> None:
     """Check out the pin of a tree that has nothing of the user in it."""
+    tree = sources.require(source)
     if "applying" in tree.config:
         _abort(source, json.loads(tree.config["applying"]))
     local(source.path, "checkout", "--quiet", "--detach", tree.pin)

@@ -94,7 +94,7 @@ def _recounted(lines: Sequence[Line]) -> list[Line]:
             # An empty side is at the line before.
             place = start + shift + (1 if not old and new else 0) - (1 if old and not new else 0)
             header = f"@@ -{start},{old} +{place},{new} @@{line.text[match.end() :]}"
-            result[index] = Line(_short(header), line.number)
+            result[index] = Line(short(header), line.number)
             shift += new - old
     return result
 
@@ -108,7 +108,7 @@ def _body(lines: Sequence[Line], start: int) -> Iterator[Line]:
         yield line
 
 
-def _short(header: str) -> str:
+def short(header: str) -> str:
     """Write a hunk header as git does, which leaves out a length of 1."""
     return re.sub(r"([-+]\d+),1(?=[ ])", r"\1", header)
 
