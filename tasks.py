@@ -93,6 +93,14 @@ def patches_export(context: Context, set_: list[str], freeswitch: str = "", sofi
     branch.export_series(settings(context, set_, freeswitch, sofia_sip))
 
 
+@command(freeswitch="FreeSWITCH release to move to (default: the newest that the series applies to).")
+def bump(context: Context, set_: list[str], freeswitch: str = "") -> None:
+    """Pin newer upstream releases, if the series applies to them."""
+    from scripts import bump
+
+    bump.bump(settings(context, set_), freeswitch)
+
+
 @command(
     host="Host of the event socket (default: watch.host).",
     port="Port of the event socket (default: watch.port).",

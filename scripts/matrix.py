@@ -137,15 +137,27 @@ def _task(settings: Settings, source: Source, release: str) -> _Task:
     return _Task(settings, source, release, tuple(patchset.render(settings, source)))
 
 
+def fetch_release(settings: Settings, source: Source) -> Path:
+    """Fetch the pinned commit of `source`, without files, and return the repository it is in."""
+    path = _repository(settings, source)
+    _fetch_commits(path, [source])
+    return path
+
+
+def _repository(settings: Settings, source: Source) -> Path:
+    path = settings.build_directory / "matrix" / source.name
+    if not (path / ".git/config").exists() or _url(path) != source.url:
+        sources.remove(path)
+        sources.make_repository(source, path)
+    return path
+
+
 def _fetch(settings: Settings, tasks: Sequence[_Task]) -> dict[str, Path]:
     """Fetch the commits of the `tasks` and the files that their patches touch; return the repositories by name."""
     repositories: dict[str, Path] = {}
     for name in dict.fromkeys(task.source.name for task in tasks):
         mine = [task for task in tasks if task.source.name == name]
-        repositories[name] = path = settings.build_directory / "matrix" / name
-        if not (path / ".git/config").exists() or _url(path) != mine[0].source.url:
-            sources.remove(path)
-            sources.make_repository(mine[0].source, path)
+        repositories[name] = path = _repository(settings, mine[0].source)
         _fetch_commits(path, [task.source for task in mine])
         _fetch_files(path, mine)
     return repositories
