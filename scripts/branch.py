@@ -52,14 +52,16 @@ class Exported:
     changed: bool
 
 
-def import_series(settings: Settings, console: Console | None = None) -> None:
+def import_series(settings: Settings, console: Console | None = None, base: Settings | None = None) -> None:
     """Commit the series on the branch `series` of every tree and check that out.
 
     Where it does not apply to the pin, it is carried over from the pin of
-    invoke.yaml, and conflicts are left in the tree, as git shows them. Raises
-    ToolkitError if there are some, or if a tree has changes of the user.
+    `base` (None: invoke.yaml), and conflicts are left in the tree, as git shows
+    them. Raises ToolkitError if there are some, or if a tree has changes of
+    the user.
     """
     console = console or Console()
+    base = base or settings_module.load()
     conflicts = []
     with sources.locked(settings, console):
         for source in settings.sources:
@@ -70,13 +72,15 @@ def import_series(settings: Settings, console: Console | None = None) -> None:
             try:
                 outcome = patchset.check_source(settings, source)
             except ToolkitError as error:
-                conflicts += _carry_over(settings, source, error, console)
+                conflicts += _carry_over(settings, source, base, error, console)
                 continue
             if outcome.patches:
                 patchset.apply_source(source, outcome.patches)
                 local(source.path, "checkout", "--quiet", "-B", BRANCH)
                 number = len(outcome.patches)
-                console.print(f"{source.name}: {number} commits on branch {BRANCH} in {short(source.path)}")
+                console.print(
+                    f"{source.name}: {number} commits on branch {BRANCH} in {short(source.path)}", soft_wrap=True
+                )
     if conflicts:
         raise ToolkitError("; ".join(conflicts))
 
@@ -103,7 +107,9 @@ def export_series(settings: Settings, console: Console | None = None) -> list[Ex
     for item in exported:
         if item.texts or item.changed:
             state = "written" if item.changed else "unchanged"
-            console.print(f"{item.upstream}: {len(item.texts)} patches {state} in {short(settings.patches)}")
+            console.print(
+                f"{item.upstream}: {len(item.texts)} patches {state} in {short(settings.patches)}", soft_wrap=True
+            )
     return exported
 
 
@@ -131,13 +137,17 @@ def _check_branch(source: Source) -> None:
         )
 
 
-def _carry_over(settings: Settings, source: Source, why: ToolkitError, console: Console) -> list[str]:
+def _carry_over(
+    settings: Settings, source: Source, base_settings: Settings, why: ToolkitError, console: Console
+) -> list[str]:
     """Cherry-pick the series from the release that invoke.yaml pins; return a line if that ends in conflicts."""
-    pinned = {item.name: item for item in settings_module.load().sources}
+    pinned = {item.name: item for item in base_settings.sources}
     base = pinned.get(source.name, source)
     if base.commit == source.commit or source.carried:
         raise why
-    console.print(f"{source.name}: does not apply to {version(source)}, carried over from {version(base)}")
+    console.print(
+        f"{source.name}: does not apply to {version(source)}, carried over from {version(base)}", soft_wrap=True
+    )
     path = source.path
     online(path, "fetch", "--quiet", "--depth=1", "--filter=blob:none", "--no-tags", "origin", base.commit)
     on_base = dataclasses.replace(
@@ -174,7 +184,7 @@ def _commit_all(source: Source, parent: str, patches: Sequence[Patch]) -> list[s
         for patch in patches:
             mail.write_text(patch.text, errors=BYTES)
             online(source.path, "apply", "--cached", "--whitespace=nowarn", str(mail), index=index)
-            tree = local(source.path, "write-tree", index=index).strip()
+            tree = local(source.path, "write-tree", "--missing-ok", index=index).strip()
             parent = local(
                 source.path, "commit-tree", tree, "-p", parent, "-F", str(_message(mail)), env=_author(patch)
             )
