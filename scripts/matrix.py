@@ -229,7 +229,9 @@ def _try(path: Path, task: _Task) -> Trial:
                 report = apply(path, index, mail)
             except ToolkitError as error:
                 why = f"{patch.name}: {patchset.culprit(patch, str(error))} it"
-                return dataclasses.replace(trial, applies=False, offset=offset, fuzz=_fuzz(path, index, mail), why=why)
+                return dataclasses.replace(
+                    trial, applies=False, offset=offset, fuzz=_fuzz(path, index, mail, patch), why=why
+                )
             offset = max([offset, *(abs(int(lines)) for lines in OFFSET.findall(report))])
     return dataclasses.replace(trial, offset=offset)
 
@@ -245,11 +247,14 @@ def apply(path: Path, index: Path, mail: Path, context: int | None = None) -> st
     )
 
 
-def _fuzz(path: Path, index: Path, mail: Path) -> int:
+def _fuzz(path: Path, index: Path, mail: Path, patch: Patch) -> int:
     """Return how many lines of context have to be ignored, 0 if even that does not help."""
-    for fuzz in (1, 2, 3):
+    leading = [
+        next((i for i, line in enumerate(hunk) if not line.is_context), 0) for file in patch.diff for hunk in file
+    ]
+    for fuzz in range(1, max(leading, default=0) + 1):
         try:
-            apply(path, index, mail, 3 - fuzz)
+            apply(path, index, mail, max(leading) - fuzz)
         except ToolkitError:
             continue
         return fuzz
