@@ -85,11 +85,13 @@ def import_series(settings: Settings, console: Console | None = None, base: Sett
         raise ToolkitError("; ".join(conflicts))
 
 
-def export_series(settings: Settings, console: Console | None = None) -> list[Exported]:
+def export_series(settings: Settings, console: Console | None = None, base: Settings | None = None) -> list[Exported]:
     """Write the commits on the pins back as the series: all upstreams, or none.
 
-    Raises ToolkitError if a tree has uncommitted changes or is in the middle of
-    an operation of git, or if a template would lose a variable or a condition.
+    The line numbers are those of the pins of `base` (None: invoke.yaml): an
+    export from another release leaves them alone where it can. Raises
+    ToolkitError if a tree has uncommitted changes or is in the middle of an
+    operation of git, or if a template would lose a variable or a condition.
     """
     console = console or Console()
     if settings.excluded_patches:
@@ -98,7 +100,12 @@ def export_series(settings: Settings, console: Console | None = None) -> list[Ex
         )
     with sources.locked(settings, console):
         _recover(settings)
-        exported = [item for source in settings.sources for item in _export(settings, source)]
+        pins = {source.name: source.commit for source in (base or settings_module.load()).sources}
+        exported = [
+            item
+            for source in settings.sources
+            for item in _export(settings, source, pins.get(source.name, source.commit) == source.commit)
+        ]
         for item in exported:
             if item.changed:
                 _write(settings, item)
@@ -215,14 +222,14 @@ def _author(patch: Patch) -> dict[str, str]:
     }
 
 
-def _export(settings: Settings, source: Source) -> list[Exported]:
+def _export(settings: Settings, source: Source, places: bool) -> list[Exported]:
     commits = _commits(source)
     variables = patchset.variables(settings)
     result = []
     owners = {commit: _owner(source, commit) for commit in commits}
     for upstream, directory in (*source.carried, (source.name, "")):
         mine = [commit for commit in commits if owners[commit] == upstream]
-        texts = _texts(settings, source, upstream, directory, mine, variables)
+        texts = _texts(settings, source, upstream, directory, mine, variables, places)
         old = {path.name: path.read_bytes().decode(errors=BYTES) for path in patchset.files(settings, upstream)}
         result.append(Exported(upstream, texts, texts != old))
     return result
@@ -268,6 +275,7 @@ def _texts(
     directory: str,
     commits: Sequence[str],
     variables: Mapping[str, object],
+    places: bool,
 ) -> dict[str, str]:
     """Return the patch templates of `commits` by file name."""
     old = {}
@@ -284,7 +292,7 @@ def _texts(
             path, content = known
             # The name tells the event as it was called when the patch was made.
             slug = path.name[5:] if _subject(text) in old else name[5:]
-            texts[f"{number:04}-{slug}"] = template.merge(content, variables, text, short(path))
+            texts[f"{number:04}-{slug}"] = template.merge(content, variables, text, short(path), places)
         else:
             texts[name] = template.put_back(text, variables)
     return texts

@@ -113,10 +113,11 @@ def short(header: str) -> str:
     return re.sub(r"([-+]\d+),1(?=[ ])", r"\1", header)
 
 
-def merge(template: str, variables: Mapping[str, object], new: str, where: str) -> str:
+def merge(template: str, variables: Mapping[str, object], new: str, where: str, places: bool = True) -> str:
     """Return `template` changed so that it fills in to `new`.
 
-    Lines that stay keep their variables and conditions; in the others the
+    Without `places` hunks that are the same but for their place keep the place
+    that they have in `template`. Lines that stay keep their variables and conditions; in the others the
     values of the `variables` that are plain texts become variables again.
     Raises ToolkitError that names the file `where` and the line if that would
     lose a condition or a variable.
@@ -134,8 +135,8 @@ def merge(template: str, variables: Mapping[str, object], new: str, where: str) 
         if tag == "equal":
             for line, text in zip(old[i1:i2], wanted[j1:j2], strict=True):
                 # What is on the line but its numbers is the same, so a header has no variables to lose.
-                if HUNK.match(text) and not EXPRESSION.search(source[line.number - 1]):
-                    result[line.number] = [_header(source[line.number - 1], line.text, text)]
+                if HUNK.match(text) and line.text != text and (places or _lengths(line.text) != _lengths(text)):
+                    result[line.number] = [text]
             continue
         removed = [line.number for line in old[i1:i2]]
         if held := [number for number in removed if number in inside]:
@@ -157,7 +158,8 @@ def merge(template: str, variables: Mapping[str, object], new: str, where: str) 
         else:
             start = added
     merged = "".join([*start, *(line for number in sorted(result) for line in result[number])])
-    if "".join(line.text for line in fill(merged, variables, where)) != new:
+    outcome = [line.text for line in fill(merged, variables, where)]
+    if outcome != wanted and (places or [*map(_key, outcome)] != [*map(_key, wanted)]):
         raise ToolkitError(f"{where}: a condition is in the way of the changes: edit it in the patch itself")
     return merged
 
@@ -175,9 +177,9 @@ def _key(line: str) -> str:
     return HUNK.sub("@@", line)
 
 
-def _header(template: str, filled: str, wanted: str) -> str:
-    """Return the header to write: as the template has it, if only its conditions made the outcome differ."""
-    return template if filled == wanted else wanted
+def _lengths(header: str) -> tuple[str | None, str | None]:
+    match = HUNK.match(header)
+    return (match["old_length"], match["new_length"]) if match else (None, None)
 
 
 def _blocks(source: Sequence[str]) -> list[tuple[int, int]]:

@@ -164,6 +164,23 @@ def test_carried_over_to_a_new_release_with_conflicts(series: Settings, tmp_path
     assert patchset.apply(following)[0].action == patchset.ALREADY
 
 
+def test_export_from_another_release_leaves_the_line_numbers(series: Settings, tmp_path: Path) -> None:
+    upstream = tmp_path / "upstream/one"
+    (upstream / "src/main.c").write_text("// more\n" * 9 + "".join(LINES))
+    git(upstream, "commit", "--quiet", "--all", "--message=Next")
+    git(upstream, "tag", "v2.0")
+    one = dataclasses.replace(series.source("one"), tag="v2.0", commit=git(upstream, "rev-parse", "HEAD"))
+    following = dataclasses.replace(series, sources=(one, series.source("two")))
+    sources.remove(one.path)
+    sources.clone(following)
+    before = files(series)
+    branch.import_series(following, base=series)
+    branch.export_series(following, base=series)
+    assert files(series) == before
+    branch.export_series(following, base=following)
+    assert "@@ -38,3 +38,3 @@\n line 29\n" in patch_file(series, "0002").read_text()
+
+
 def test_edited_tree_is_left_alone(series: Settings) -> None:
     edited(tree(series, "two") / "src/main.c", 7)
     before = files(series)
