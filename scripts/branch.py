@@ -167,6 +167,7 @@ def _carry_over(
     commits = _commit_all(source, base.commit, patchset.render(on_base, on_base.source(source.name)))
     patchset.to_pin(source)
     local(path, "checkout", "--quiet", "-B", BRANCH, source.commit)
+    local(path, "config", "toolkit.series", patchset.patches_hash(patchset.render(settings, source)))
     try:
         identity = {"GIT_COMMITTER_NAME": COMMITTER_NAME, "GIT_COMMITTER_EMAIL": COMMITTER_EMAIL}
         # Finding renames would fetch half of the tree.
@@ -224,6 +225,7 @@ def _author(patch: Patch) -> dict[str, str]:
 
 def _export(settings: Settings, source: Source, places: bool) -> list[Exported]:
     commits = _commits(source)
+    _check_imported(settings, source, commits)
     variables = patchset.variables(settings)
     result = []
     owners = {commit: _owner(source, commit) for commit in commits}
@@ -252,6 +254,21 @@ def _commits(source: Source) -> list[str]:
     if merges := local(source.path, "rev-list", "--merges", f"{tree.pin}..HEAD").split():
         raise ToolkitError(f"{source.name}: {merges[0][:12]} is a merge, which is no patch: rebase it away")
     return local(source.path, "rev-list", "--reverse", f"{tree.pin}..HEAD").split()
+
+
+def _check_imported(settings: Settings, source: Source, commits: Sequence[str]) -> None:
+    """Raise ToolkitError if the export would overwrite patches that the tree was not made from."""
+    patches = patchset.render(settings, source)
+    if patches and not commits:
+        raise ToolkitError(
+            f"{source.name}: {short(source.path)} is at the pin, and would leave no patches: run `inv patches-import`, "
+            f"or check out the branch {BRANCH}"
+        )
+    if patches and sources.require(source).config.get("series") != patchset.patches_hash(patches):
+        raise ToolkitError(
+            f"{source.name}: {short(settings.patches)} has changed since the import into {short(source.path)}: "
+            f"save your commits (`git -C {source.path} branch NAME`), run `inv patches-import` and pick them again"
+        )
 
 
 def _owner(source: Source, commit: str) -> str:

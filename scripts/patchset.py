@@ -108,7 +108,7 @@ def variables(settings: Settings) -> dict[str, object]:
 
 def series_hash(settings: Settings) -> str:
     """Return the SHA-256 (64 hexadecimal digits) of all rendered patches and their names."""
-    return _hash([patch for source in settings.sources for patch in render(settings, source)])
+    return patches_hash([patch for source in settings.sources for patch in render(settings, source)])
 
 
 def short_hash(settings: Settings) -> str:
@@ -264,7 +264,8 @@ def _corrupt_line(text: str) -> str:
     return ""
 
 
-def _hash(patches: list[Patch] | tuple[Patch, ...]) -> str:
+def patches_hash(patches: list[Patch] | tuple[Patch, ...]) -> str:
+    """Return the SHA-256 (64 hexadecimal digits) of the rendered `patches` and their names."""
     digest = hashlib.sha256()
     for patch in patches:
         for part in (patch.upstream, patch.path.name, patch.text):
@@ -352,7 +353,7 @@ def is_applied(tree: Tree, patches: tuple[Patch, ...]) -> bool:
         return False
     if not patches:
         return tree.head == tree.pin
-    return tree.config.get("series") == _hash(patches) and tree.config.get("head") == tree.head
+    return tree.config.get("series") == patches_hash(patches) and tree.config.get("head") == tree.head
 
 
 def apply_source(source: Source, patches: tuple[Patch, ...]) -> None:
@@ -364,7 +365,7 @@ def apply_source(source: Source, patches: tuple[Patch, ...]) -> None:
             _am(source, mails)
     head = local(source.path, "rev-parse", "HEAD").strip()
     local(source.path, "config", "toolkit.head", head)
-    local(source.path, "config", "toolkit.series", _hash(patches))
+    local(source.path, "config", "toolkit.series", patches_hash(patches))
     _unset(source, "applying")
 
 

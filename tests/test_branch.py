@@ -212,6 +212,20 @@ def test_tree_that_does_not_stand_on_the_pin(series: Settings) -> None:
     assert files(series) == before
 
 
+def test_patches_that_the_tree_was_not_made_from_are_not_overwritten(series: Settings) -> None:
+    path = patch_file(series, "0001")
+    path.write_text(path.read_text().replace("+changed 3\n", "+changed by hand\n"))
+    before = files(series)
+    with pytest.raises(ToolkitError, match=r"one: .*patches has changed since the import into"):
+        branch.export_series(series)
+    branch.import_series(series)
+    assert "changed by hand\n" in (tree(series) / "src/main.c").read_text()
+    patchset.revert(series)
+    with pytest.raises(ToolkitError, match=r"one: .* is at the pin, and would leave no patches"):
+        branch.export_series(series)
+    assert files(series) == before
+
+
 def test_merge_and_empty_commits(series: Settings) -> None:
     path = tree(series)
     git(path, "commit", "--quiet", "--allow-empty", "--message=Nothing")
