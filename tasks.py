@@ -5,7 +5,7 @@ The modules are imported where they are needed: `inv --list` stays fast.
 
 from invoke.context import Context
 
-from scripts.cli import check_variables, command, run_tests, settings
+from scripts.cli import RELEASES, check_variables, command, run_tests, settings
 
 check_variables()
 
@@ -26,39 +26,79 @@ def base(context: Context, set_: list[str]) -> None:
     base.ensure(settings(context, set_))
 
 
-@command()
-def clone(context: Context, set_: list[str]) -> None:
+@command(**RELEASES)
+def clone(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: str = "") -> None:
     """Clone the pinned upstreams into build/sources."""
     from scripts import sources
 
-    sources.clone(settings(context, set_))
+    sources.clone(settings(context, set_, freeswitch, sofia_sip))
 
 
 @command(
     check="Only check that the series applies to the pins; the trees stay as they are.",
     revert="Take the trees back to their pins.",
+    **RELEASES,
 )
-def patch(context: Context, set_: list[str], check: bool = False, revert: bool = False) -> None:
+def patch(
+    context: Context,
+    set_: list[str],
+    freeswitch: str = "",
+    sofia_sip: str = "",
+    check: bool = False,
+    revert: bool = False,
+) -> None:
     """Apply the patch series to the cloned upstreams, all of it or nothing."""
     from scripts import patchset
 
-    patchset.run(settings(context, set_), check_only=check, to_pins=revert)
+    patchset.run(settings(context, set_, freeswitch, sofia_sip), check_only=check, to_pins=revert)
 
 
-@command()
-def build(context: Context, set_: list[str]) -> None:
+@command(**RELEASES)
+def build(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: str = "") -> None:
     """Build the image with the patched FreeSWITCH."""
     from scripts import image
 
-    image.build(settings(context, set_))
+    image.build(settings(context, set_, freeswitch, sofia_sip))
 
 
-@command()
-def verify(context: Context, set_: list[str]) -> None:
+@command(**RELEASES)
+def verify(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: str = "") -> None:
     """Clone, patch, build, and verify the patched FreeSWITCH with SIPp."""
     from scripts import scenario
 
-    scenario.verify(settings(context, set_))
+    scenario.verify(settings(context, set_, freeswitch, sofia_sip))
+
+
+@command()
+def matrix(context: Context, set_: list[str]) -> bool:
+    """Try the series on every supported release of the upstreams."""
+    from scripts import matrix
+
+    return matrix.run(settings(context, set_))
+
+
+@command(**RELEASES)
+def patches_import(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: str = "") -> None:
+    """Make the series commits on the branch `series` of each tree, to edit with git."""
+    from scripts import branch
+
+    branch.import_series(settings(context, set_, freeswitch, sofia_sip))
+
+
+@command(**RELEASES)
+def patches_export(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: str = "") -> None:
+    """Write the commits in the trees back to patches/, with the variables and conditions."""
+    from scripts import branch
+
+    branch.export_series(settings(context, set_, freeswitch, sofia_sip))
+
+
+@command(freeswitch="FreeSWITCH release to move to (default: the newest that the series applies to).")
+def bump(context: Context, set_: list[str], freeswitch: str = "") -> None:
+    """Pin newer upstream releases, if the series applies to them."""
+    from scripts import bump
+
+    bump.bump(settings(context, set_), freeswitch)
 
 
 @command(

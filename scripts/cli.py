@@ -22,7 +22,14 @@ from scripts.settings import ROOT, Settings, check_environment, load
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 P = ParamSpec("P")
-SET = {"set": "Override a setting of invoke.yaml, as key=value (build.jobs=4, say); may be repeated."}
+SET = {
+    "set": "Override a setting of invoke.yaml, as key=value (build.jobs=4, say), or use the set of releases "
+    "of that name (master, say; see releases.yaml); may be repeated."
+}
+RELEASES = {
+    "freeswitch": "FreeSWITCH release to use in place of the pinned one (v1.10.7, say).",
+    "sofia_sip": "sofia-sip release to use (default: the newest that fits).",
+}
 
 
 def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., Any]]:
@@ -62,9 +69,9 @@ def check_variables() -> None:
         raise Exit(f"error: {error}", code=1) from error
 
 
-def settings(context: Context, overrides: list[str]) -> Settings:
-    """Return the settings in force: Invoke's configuration and the `--set` options."""
-    return load(cast(Mapping[str, Any], context.config), overrides)
+def settings(context: Context, overrides: list[str], freeswitch: str = "", sofia_sip: str = "") -> Settings:
+    """Return the settings in force: Invoke's configuration, the `--set` options and the releases."""
+    return load(cast(Mapping[str, Any], context.config), overrides, freeswitch, sofia_sip)
 
 
 def run_tests(context: Context, overrides: list[str], arguments: str) -> bool:

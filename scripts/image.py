@@ -71,6 +71,12 @@ def build(settings: Settings, console: Console | None = None) -> Images:
     """
     console = console or Console()
     start = time.monotonic()
+    for source in settings.sources:
+        if source.carried:
+            raise ToolkitError(
+                f"{source.name} {sources.version(source)} has {' and '.join(dict(source.carried))} in its tree, and "
+                "images are built of releases with a separate sofia-sip only: use v1.10.4 or newer, or `inv patch`"
+            )
     with engine.connect():
         pass  # Without an engine nothing below is worth its time.
     sources.clone(settings, console)

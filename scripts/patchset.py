@@ -1,8 +1,7 @@
 """The patch series: render it, check it, apply it, take it back.
 
 Patches are `git format-patch` mails in patches/<upstream>/NNNN-*.patch and
-Jinja2 templates at once. The delimiters are %{ }%, %[ ]% and %# #%, because
-{{, {% and {# occur in C.
+templates (scripts/template.py) at once.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, TemplateError, meta, nodes
 from rich.console import Console
 from rich.table import Table
 from unidiff.errors import UnidiffParseError
 from unidiff.patch import PatchSet
 
-from scripts import sources
+from scripts import sources, template
 from scripts.errors import ToolkitError
+from scripts.releases import IN_TREE_VERSION, Version
 from scripts.settings import Settings, Source
 from scripts.sources import COMMITTER_EMAIL, COMMITTER_NAME, Tree, listing, local, short, version
 
@@ -49,17 +48,22 @@ class FileChange:
 
 @dataclass(frozen=True)
 class Patch:
-    """One rendered patch: `text` is the whole mail, `diff` its parsed diff."""
+    """One rendered patch of `upstream`: `text` is the whole mail, `diff` its parsed diff.
+
+    `directory` is where in the tree the upstream's sources are, "" for its own tree.
+    """
 
     path: Path
     subject: str
     text: str
     diff: PatchSet
+    upstream: str
+    directory: str = ""
 
     @property
     def name(self) -> str:
-        """The file name, NNNN-*.patch."""
-        return self.path.name
+        """The file name, NNNN-*.patch, after the upstream's if that is only a directory in another's tree."""
+        return f"{self.upstream}-{self.path.name}" if self.directory else self.path.name
 
     @property
     def diffstat(self) -> tuple[FileChange, ...]:
@@ -79,15 +83,32 @@ class Outcome:
 def render(settings: Settings, source: Source) -> list[Patch]:
     """Return the patches of `source` in the order of their numbers.
 
-    Raises ToolkitError, with file and line, on an error in the template, an
-    unknown variable or a diff that cannot be parsed.
+    Those of the upstreams that it carries come first. Raises ToolkitError, with
+    file and line, on an error in the template, an unknown variable or a diff
+    that cannot be parsed.
     """
-    return [_render(settings, path) for path in _files(settings, source)]
+    return [
+        _render(settings, path, name, directory)
+        for name, directory in (*source.carried, (source.name, ""))
+        for path in files(settings, name)
+    ]
+
+
+def variables(settings: Settings) -> dict[str, object]:
+    """Return what templates can use: the names of the events, and the version of each upstream."""
+    versions = {source.name: Version(source.tag) for source in settings.sources}
+    for source in settings.sources:
+        versions |= {name: Version(IN_TREE_VERSION) for name, _ in source.carried}
+    return {
+        "nua_event": settings.nua_event,
+        "esl_event": settings.esl_event,
+        **{name.replace("-", "_"): version for name, version in versions.items()},
+    }
 
 
 def series_hash(settings: Settings) -> str:
     """Return the SHA-256 (64 hexadecimal digits) of all rendered patches and their names."""
-    return _hash([patch for source in settings.sources for patch in render(settings, source)])
+    return patches_hash([patch for source in settings.sources for patch in render(settings, source)])
 
 
 def short_hash(settings: Settings) -> str:
@@ -101,7 +122,7 @@ def check(settings: Settings) -> list[Outcome]:
     The trees stay as they are. Raises ToolkitError that names the first hunk
     that does not apply.
     """
-    return [_check(settings, source) for source in settings.sources]
+    return [check_source(settings, source) for source in settings.sources]
 
 
 def apply(settings: Settings) -> list[Outcome]:
@@ -111,18 +132,18 @@ def apply(settings: Settings) -> list[Outcome]:
     does not apply or a tree has changes or commits of the user.
     """
     outcomes = check(settings)
-    trees = {source.name: _own_tree(source) for source in settings.sources}
+    trees = {source.name: own_tree(source) for source in settings.sources}
     results: list[Outcome] = []
     changed: list[tuple[Source, Tree]] = []
     try:
         for outcome in outcomes:
             source, tree = outcome.source, trees[outcome.source.name]
-            if _is_applied(tree, outcome.patches):
+            if is_applied(tree, outcome.patches):
                 action = ALREADY if outcome.patches else "no patches"
                 results.append(Outcome(source, action, outcome.patches))
                 continue
             changed.append((source, tree))
-            _apply(source, tree, outcome.patches)
+            apply_source(source, outcome.patches)
             action = "replaced an older series" if tree.head != tree.pin else "applied"
             results.append(Outcome(source, action, outcome.patches))
     except BaseException:
@@ -138,10 +159,10 @@ def revert(settings: Settings) -> list[Outcome]:
     Raises ToolkitError, before it touches any, if a tree has changes or
     commits of the user.
     """
-    trees = [(source, _own_tree(source)) for source in settings.sources]
+    trees = [(source, own_tree(source)) for source in settings.sources]
     results = []
     for source, tree in trees:
-        _to_pin(source, tree)
+        to_pin(source)
         results.append(Outcome(source, "at the pin already" if tree.head == tree.pin else "back at the pin", ()))
     return results
 
@@ -176,65 +197,58 @@ def _is_news(outcome: Outcome) -> bool:
     return bool(outcome.patches) and outcome.action != ALREADY
 
 
-def _files(settings: Settings, source: Source) -> list[Path]:
-    known = {item.name for item in settings.sources}
+def files(settings: Settings, upstream: str) -> list[Path]:
+    """Return the files of the series of `upstream` in order, without those that the settings leave out.
+
+    Raises ToolkitError on a file or directory that is not named as it should be.
+    """
+    known = {name for item in settings.sources for name in (item.name, *dict(item.carried))}
     if settings.patches.is_dir():
         for directory in settings.patches.iterdir():
             if directory.is_dir() and directory.name not in known:
                 raise ToolkitError(f"{short(directory)}: there is no source of that name, use {listing(sorted(known))}")
-    files = sorted((settings.patches / source.name).glob("*.patch"))
-    for path in files:
+    found = sorted((settings.patches / upstream).glob("*.patch"))
+    for path in found:
         if not NAME.fullmatch(path.name):
             raise ToolkitError(f"{short(path)}: name it NNNN-subject.patch, the number gives the order")
-    numbers = [f"{source.name}/{path.name[:4]}" for path in files]
+    numbers = [f"{upstream}/{path.name[:4]}" for path in found]
     for excluded in settings.excluded_patches:
-        upstream = excluded.split("/")[0]
-        if upstream not in known or (upstream == source.name and excluded not in numbers):
+        name = excluded.split("/")[0]
+        if name not in known or (name == upstream and excluded not in numbers):
             raise ToolkitError(f"setting 'patches.exclude': there is no patch {excluded} in {short(settings.patches)}")
-    return [path for path, number in zip(files, numbers, strict=True) if number not in settings.excluded_patches]
+    return [path for path, number in zip(found, numbers, strict=True) if number not in settings.excluded_patches]
 
 
-def _render(settings: Settings, path: Path) -> Patch:
+def _render(settings: Settings, path: Path, upstream: str, directory: str) -> Patch:
     where = short(path)
-    template = path.read_bytes().decode(errors=BYTES)
-    if "\r" in template:
+    mail_template = path.read_bytes().decode(errors=BYTES)
+    if "\r" in mail_template:
         raise ToolkitError(f"{where}: has carriage returns: save it with Unix line ends")
-    text = _fill(template, {"nua_event": settings.nua_event, "esl_event": settings.esl_event}, where)
+    text = "".join(line.text for line in template.fill(mail_template, variables(settings), where))
     mail = email.message_from_string(text, policy=email.policy.default)
     for header in ("From", "Date", "Subject"):
         if header not in mail:
             raise ToolkitError(f"{where}: has no '{header}:' header: make the file with `git format-patch`")
     subject = re.sub(r"^\[PATCH[^]]*\]\s*", "", str(mail["Subject"]))
+    text = _moved(text, directory) if directory else text
     try:
         diff = PatchSet(text)
     except UnidiffParseError as error:
         raise ToolkitError(f"{where}{_corrupt_line(text)}: {' '.join(str(error).split())}") from error
     if not diff:
         raise ToolkitError(f"{where}: has no diff: make the file with `git format-patch`")
-    return Patch(path, subject, text, diff)
+    return Patch(path, subject, text, diff, upstream, directory)
 
 
-def _fill(template: str, variables: dict[str, str], where: str) -> str:
-    environment = Environment(
-        block_start_string="%[",
-        block_end_string="]%",
-        variable_start_string="%{",
-        variable_end_string="}%",
-        comment_start_string="%#",
-        comment_end_string="#%",
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    try:
-        parsed = environment.parse(template)
-        unknown = meta.find_undeclared_variables(parsed) - variables.keys()
-        for node in parsed.find_all(nodes.Name):
-            if node.name in unknown:
-                raise ToolkitError(f"{where}:{node.lineno}: unknown variable '{node.name}': use {listing(variables)}")
-        return environment.from_string(parsed).render(variables)
-    except TemplateError as error:
-        line = getattr(error, "lineno", None)
-        raise ToolkitError(f"{where}{f':{line}' if line else ''}: {error.message}") from error
+def _moved(text: str, directory: str) -> str:
+    """Return the patch `text` for a tree that has the upstream's sources in `directory`."""
+    lines = template.split(text)
+    header = False
+    for index, line in enumerate(lines):
+        header = line.startswith("diff --git ") or (header and not line.startswith("@@ "))
+        if header:
+            lines[index] = re.sub(r"(?<= )([ab])/", rf"\1/{directory}/", line)
+    return "".join(lines)
 
 
 def _corrupt_line(text: str) -> str:
@@ -250,16 +264,18 @@ def _corrupt_line(text: str) -> str:
     return ""
 
 
-def _hash(patches: list[Patch] | tuple[Patch, ...]) -> str:
+def patches_hash(patches: list[Patch] | tuple[Patch, ...]) -> str:
+    """Return the SHA-256 (64 hexadecimal digits) of the rendered `patches` and their names."""
     digest = hashlib.sha256()
     for patch in patches:
-        for part in (patch.path.parent.name, patch.name, patch.text):
+        for part in (patch.upstream, patch.path.name, patch.text):
             data = part.encode(errors=BYTES)
             digest.update(b"%d:%b" % (len(data), data))
     return digest.hexdigest()
 
 
-def _check(settings: Settings, source: Source) -> Outcome:
+def check_source(settings: Settings, source: Source) -> Outcome:
+    """Check that the series applies to the pin of `source`, like `check`."""
     sources.require(source)
     patches = tuple(render(settings, source))
     if not patches:
@@ -273,14 +289,14 @@ def _check(settings: Settings, source: Source) -> Outcome:
             except ToolkitError as error:
                 before = " with the patches before it" if number else ""
                 raise ToolkitError(
-                    f"{short(patch.path)}: {_culprit(patch, str(error))} {source.name} {version(source)}{before}: "
+                    f"{short(patch.path)}: {culprit(patch, str(error))} {source.name} {version(source)}{before}: "
                     "make the patch anew on that version"
                 ) from error
     return Outcome(source, "applies", patches)
 
 
-def _culprit(patch: Patch, message: str) -> str:
-    """Return which hunk of which file does not apply "to" or is missing "in"."""
+def culprit(patch: Patch, message: str) -> str:
+    """Return, from git's `message`, which hunk of which file does not apply "to" or is missing "in"."""
     if match := FAILED_HUNK.search(message):
         for file in patch.diff:
             for number, hunk in enumerate(file, 1):
@@ -300,7 +316,7 @@ def _mails(patches: tuple[Patch, ...]) -> Iterator[list[Path]]:
         yield files
 
 
-def _own_tree(source: Source) -> Tree:
+def own_tree(source: Source) -> Tree:
     """Return the state of the tree of `source`, in which everything is the toolkit's own.
 
     Ends a `git am` of the toolkit that was interrupted. Raises ToolkitError
@@ -331,23 +347,25 @@ def _own_tree(source: Source) -> Tree:
     return tree
 
 
-def _is_applied(tree: Tree, patches: tuple[Patch, ...]) -> bool:
+def is_applied(tree: Tree, patches: tuple[Patch, ...]) -> bool:
+    """Return whether the tree is what the toolkit made of these `patches`."""
     if "applying" in tree.config:
         return False
     if not patches:
         return tree.head == tree.pin
-    return tree.config.get("series") == _hash(patches) and tree.config.get("head") == tree.head
+    return tree.config.get("series") == patches_hash(patches) and tree.config.get("head") == tree.head
 
 
-def _apply(source: Source, tree: Tree, patches: tuple[Patch, ...]) -> None:
-    _to_pin(source, tree)
+def apply_source(source: Source, patches: tuple[Patch, ...]) -> None:
+    """Commit the `patches` on the pin of a tree that has nothing of the user in it."""
+    to_pin(source)
     if patches:
         local(source.path, "config", "toolkit.applying", json.dumps(_touched(patches)))
         with _mails(patches) as mails:
             _am(source, mails)
     head = local(source.path, "rev-parse", "HEAD").strip()
     local(source.path, "config", "toolkit.head", head)
-    local(source.path, "config", "toolkit.series", _hash(patches))
+    local(source.path, "config", "toolkit.series", patches_hash(patches))
     _unset(source, "applying")
 
 
@@ -363,8 +381,9 @@ def _am(source: Source, mails: list[Path]) -> None:
     local(source.path, "am", *options, *map(str, mails), env=identity)
 
 
-def _to_pin(source: Source, tree: Tree) -> None:
+def to_pin(source: Source) -> None:
     """Check out the pin of a tree that has nothing of the user in it."""
+    tree = sources.require(source)
     if "applying" in tree.config:
         _abort(source, json.loads(tree.config["applying"]))
     local(source.path, "checkout", "--quiet", "--detach", tree.pin)

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from scripts import releases
 from scripts.errors import ToolkitError
+from scripts.releases import COMMIT, Pair
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "invoke.yaml"
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 # A nua event is a C enumerator, and the ESL subclass ends up in a C string
 # and in an event header.
 NUA_EVENT = re.compile(r"nua_i_[a-z0-9_]+")
@@ -35,7 +36,8 @@ class Source:
     """One pinned upstream.
 
     `commit` is 40 hexadecimal digits; `tag` may be empty, then the commit
-    itself is fetched. `path` is where its tree lives.
+    itself is fetched. `path` is where its tree lives. `carried` are other
+    upstreams whose sources are in its tree: name and directory.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Source:
     commit: str
     exclude: tuple[str, ...]
     path: Path
+    carried: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,20 +79,70 @@ class Settings:
         raise ToolkitError(f"unknown source '{name}': use one of {known}")
 
 
-def load(config: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()) -> Settings:
+def load(
+    config: Mapping[str, Any] | None = None,
+    overrides: Iterable[str] = (),
+    freeswitch: str = "",
+    sofia_sip: str = "",
+) -> Settings:
     """Return the settings in force.
 
     `config` is Invoke's merged configuration (None: invoke.yaml as it is);
-    `overrides` are the `--set` options, "key=value" each. Raises ToolkitError
-    on an unknown setting or a value of the wrong form.
+    `overrides` are the `--set` options, "key=value" or the name of a set of
+    releases each; `freeswitch` and `sofia_sip` name releases to use in place
+    of the pins. Raises ToolkitError on an unknown setting, a value of the
+    wrong form, or releases that are not supported.
     """
     schema = yaml.safe_load(FILE.read_text())
     values = {key: _plain(config[key]) for key in schema} if config is not None else schema
     _check_keys(values, schema)
     check_environment()
+    overrides = list(overrides)
+    sets = [override for override in overrides if "=" not in override]
+    pair = _choose(values, sets, freeswitch, sofia_sip)
     for override in overrides:
-        _override(values, override)
-    return _settings(values)
+        if override not in sets:
+            _override(values, override)
+    settings = _settings(values)
+    return choose(settings, pair, {override.partition("=")[0] for override in overrides}) if pair else settings
+
+
+def _choose(values: Mapping[str, Any], sets: list[str], freeswitch: str, sofia_sip: str) -> Pair | None:
+    """Return the releases that the options name, None if they name none."""
+    if len(sets) + bool(freeswitch or sofia_sip) > 1:
+        given = [f"--set {name}" for name in sets]
+        given += [f"--freeswitch {freeswitch}"] if freeswitch else []
+        given += [f"--sofia-sip {sofia_sip}"] if sofia_sip else []
+        raise ToolkitError(f"{' and '.join(given)} exclude each other: give one set, or releases")
+    if sets:
+        return releases.load().named(sets[0])
+    if freeswitch or sofia_sip:
+        pinned = values["sources"]["freeswitch"]["tag"]
+        return releases.load().pair(freeswitch or pinned, sofia_sip)
+    return None
+
+
+def choose(settings: Settings, pair: Pair, keep: Collection[str] = ()) -> Settings:
+    """Return `settings` with the releases of `pair` as pins.
+
+    Sources that are in the tree of FreeSWITCH are dropped. `keep` are settings
+    (sources.freeswitch.tag, say) that stay as they are.
+    """
+    chosen = {"freeswitch": pair.freeswitch, "sofia-sip": pair.sofia_sip}
+    carried = releases.IN_TREE_SOURCES if pair.freeswitch.in_tree else {}
+    sources = []
+    for source in settings.sources:
+        if source.name in carried:
+            continue
+        if release := chosen.get(source.name):
+            prefix = f"sources.{source.name.replace('-', '_')}"
+            tag = source.tag if f"{prefix}.tag" in keep else release.tag
+            commit = source.commit if f"{prefix}.commit" in keep else release.commit
+            source = replace(source, tag=tag, commit=commit)
+        if source.name == "freeswitch":
+            source = replace(source, carried=tuple(carried.items()))
+        sources.append(source)
+    return replace(settings, sources=tuple(sources))
 
 
 def _plain(value: Any) -> Any:
@@ -147,9 +200,7 @@ def _check_variable(variable: str, leaf: str, schema: Mapping[str, Any]) -> None
 
 
 def _override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator:
-        raise ToolkitError(f"--set {override}: write it as key=value, for example --set build.jobs=4")
+    key, _, text = override.partition("=")
     *groups, leaf = key.split(".")
     group: Any = values
     for name in groups:

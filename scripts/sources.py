@@ -123,7 +123,7 @@ def inspect(source: Source, every_ref: bool = False) -> Tree | None:
         return Tree(head, pin, (), config)
     commits = local(source.path, "log", "--format=%ce%x09%h %s", *refs, f"^{pin}").splitlines()
     foreign = [line.split("\t", 1)[1] for line in commits if line.split("\t")[0] != COMMITTER_EMAIL]
-    if head != pin and not _is_ancestor(source.path, pin):
+    if head != pin and not is_ancestor(source.path, pin):
         foreign.append(f"{head[:12]} does not stand on the pin {pin[:12]}")
     return Tree(head, pin, tuple(foreign), config)
 
@@ -191,13 +191,46 @@ def reachable(source: Source, timeout: float = 10.0) -> str:
     return "" if output or not source.tag else f"there is no tag {source.tag}"
 
 
-def local(path: Path, *arguments: str, index: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """Run git in the tree `path` and return its output.
+def local(
+    path: Path, *arguments: str, index: Path | None = None, env: dict[str, str] | None = None, errors: bool = False
+) -> str:
+    """Run git in the tree `path` and return its output, or with `errors` what it writes to stderr.
 
     Neither the network, the user's configuration nor a hook has a part in it;
     `index` stands in for the tree's index. Raises ToolkitError on failure.
     """
     environment = {**_environment(path, index), **(env or {})}
+    command = ["git", "-c", f"core.hooksPath={os.devnull}", *arguments]
+    try:
+        _, output, told = Git(path).execute(
+            command, env=environment, strip_newline_in_stdout=False, with_extended_output=True
+        )
+    except GitCommandError as error:
+        raise ToolkitError(f"{short(path)}: git {arguments[0]} failed: {reason(error)}") from error
+    return str(told if errors else output)
+
+
+def blob(path: Path, commit: str, file: str) -> str:
+    """Return the contents of `file` in `commit`; bytes that are not UTF-8 become surrogates."""
+    git = Git(path)
+    git.update_environment(**_environment(path))
+    try:
+        data: bytes = git.get_object_data(f"{commit}:{file}")[3]
+    except ValueError as error:
+        raise ToolkitError(f"{short(path)}: there is no {file} in {commit[:12]}") from error
+    finally:
+        git.clear_cache()
+    return data.decode(errors="surrogateescape")
+
+
+def online(path: Path, *arguments: str, index: Path | None = None, env: dict[str, str] | None = None) -> str:
+    """Run git in the tree `path` as the user would, and return its output.
+
+    It can fetch objects that the tree lacks. Raises ToolkitError on failure.
+    """
+    environment = {**_network_environment(path), **(env or {})}
+    if index:
+        environment["GIT_INDEX_FILE"] = str(index)
     command = ["git", "-c", f"core.hooksPath={os.devnull}", *arguments]
     try:
         return str(Git(path).execute(command, env=environment, strip_newline_in_stdout=False))
@@ -210,6 +243,8 @@ def reason(error: GitCommandError) -> str:
     text = re.sub(r"^\s*stderr: '|'\s*$", "", str(error.stderr or "")).strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith(("fatal: ", "error: ", "ERROR: "))]
+    # With --verbose, `git apply` shows what it looked for before it says where.
+    told = [line for line in told if line != "error: while searching for:"]
     line = (told or lines or [f"exit status {error.status}"])[0]
     if "Timeout" in text:
         line = "no answer in time"
@@ -270,7 +305,8 @@ def _config(source: Source) -> dict[str, str]:
     return {name.removeprefix("toolkit."): value for name, _, value in entries if name.startswith("toolkit.")}
 
 
-def _is_ancestor(path: Path, commit: str) -> bool:
+def is_ancestor(path: Path, commit: str) -> bool:
+    """Return whether the checked-out commit of the tree `path` stands on `commit`."""
     try:
         local(path, "merge-base", "--is-ancestor", commit, "HEAD")
     except ToolkitError:
@@ -318,16 +354,11 @@ def _clone(source: Source, console: Console) -> Cloned:
 
 def _fill(source: Source, path: Path, console: Console) -> None:
     """Make the complete tree of `source` in the new directory `path`."""
-    path.mkdir()
-    local(path, "init", "--quiet", "--template=")
+    make_repository(source, path)
     for name, value in {
-        "remote.origin.url": source.url,
-        "remote.origin.promisor": "true",
-        "remote.origin.partialCloneFilter": "blob:none",
         "core.sparseCheckout": "true",
         "core.sparseCheckoutCone": "false",
         "core.autocrlf": "false",
-        "gc.auto": "0",
         "toolkit.pin": _pin(source),
         "toolkit.commit": source.commit,
     }.items():
@@ -347,6 +378,25 @@ def _fill(source: Source, path: Path, console: Console) -> None:
                 f"check what moved the tag, then correct {key(source)}.commit or .tag; nothing was kept"
             )
         _remote(path, report, "checkout", "--detach", source.commit, source=source)
+
+
+def remove(path: Path) -> None:
+    """Remove the directory `path` if it is there."""
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def make_repository(source: Source, path: Path) -> None:
+    """Make an empty repository in the new directory `path` that fetches from `source` what it needs."""
+    path.mkdir(parents=True)
+    local(path, "init", "--quiet", "--template=")
+    for name, value in {
+        "remote.origin.url": source.url,
+        "remote.origin.promisor": "true",
+        "remote.origin.partialCloneFilter": "blob:none",
+        "gc.auto": "0",
+    }.items():
+        local(path, "config", name, value)
 
 
 @contextmanager

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from scripts import image
+from scripts.errors import ToolkitError
 from scripts.image import STOCK_INPUTS, Target
+from scripts.settings import load
 
 STOCK = Target("runtime-stock", "x:stock", STOCK_INPUTS, {})
 PATCHED = Target("runtime-patched", "x:patched", (*STOCK_INPUTS, "patches"), {})
@@ -60,3 +62,8 @@ def test_moved_file_mode_base_and_dockerfile_count(
     monkeypatch.setattr(image, "DOCKERFILE", other)
     seen.add(hashes(context))
     assert len(seen) == 5
+
+
+def test_release_with_sofia_sip_in_its_tree_is_refused_at_once() -> None:
+    with pytest.raises(ToolkitError, match=r"freeswitch v1\.8\.7 has sofia-sip and spandsp in its tree.*use v1\.10\.4"):
+        image.build(load(freeswitch="v1.8.7"))

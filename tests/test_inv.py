@@ -19,7 +19,7 @@ def project(tmp_path: Path, root: Path) -> Path:
     path = tmp_path / "a project"
     shutil.copytree(root / "scripts", path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(root / "patches", path / "patches")
-    for name in ("tasks.py", "invoke.yaml"):
+    for name in ("tasks.py", "invoke.yaml", "releases.yaml"):
         shutil.copy(root / name, path / name)
     (path / "requirements.txt").write_text("# nothing\n")
     return path

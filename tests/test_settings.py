@@ -7,7 +7,8 @@ import re
 import pytest
 
 from scripts.errors import ToolkitError
-from scripts.settings import COMMIT, ROOT, load
+from scripts.releases import COMMIT
+from scripts.settings import ROOT, load
 
 
 def test_defaults() -> None:
@@ -33,7 +34,7 @@ def test_override_of_a_list() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("build.jobs", "--set build.jobs: write it as key=value"),
+        ("build.jobs", "--set build.jobs: there is no set of that name, use v1.10.12,"),
         ("build.job=3", "unknown setting 'build.job', invoke.yaml lists"),
         ("sources.sofia-sip.url=x", "unknown setting 'sources.sofia-sip.url'"),
         ("build=3", "unknown setting 'build'"),

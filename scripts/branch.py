@@ -1,0 +1,505 @@
+"""The series as a branch: commits to edit with git, and back to patch files.
+
+`inv patches-import` makes the commits, `inv patches-export` the files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import email
+import email.policy
+import email.utils
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from scripts import patchset, sources, template
+from scripts import settings as settings_module
+from scripts.errors import ToolkitError
+from scripts.matrix import places
+from scripts.patchset import BYTES, Patch
+from scripts.settings import Settings, Source
+from scripts.sources import COMMITTER_EMAIL, COMMITTER_NAME, listing, local, online, short, version
+
+BRANCH = "series"
+# One line of context around each change, whatever git is configured to do.
+FORMAT = (
+    "--unified=1", "--inter-hunk-context=0", "--diff-algorithm=myers", "--indent-heuristic", "--no-renames",
+    "--no-ext-diff", "--no-textconv", "--no-color", "--full-index", "--src-prefix=a/", "--dst-prefix=b/",
+    "--zero-commit", "--no-stat", "--no-signature", "--no-numbered", "--no-attach", "--no-thread",
+    "--no-encode-email-headers", "--subject-prefix=PATCH", "--filename-max-length=200",
+)  # fmt: skip
+# Files in .git that tell of an operation of git that waits for its user.
+OPERATIONS = {
+    "CHERRY_PICK_HEAD": "cherry-pick",
+    "sequencer": "cherry-pick",
+    "rebase-merge": "rebase",
+    "rebase-apply": "am",
+    "MERGE_HEAD": "merge",
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The series of one upstream, as files: texts by name, and whether they differ from those in patches/."""
+
+    upstream: str
+    texts: Mapping[str, str]
+    changed: bool
+
+
+def import_series(settings: Settings, console: Console | None = None, base: Settings | None = None) -> None:
+    """Commit the series on the branch `series` of every tree and check that out.
+
+    Where it does not apply to the pin, it is carried over from the pin of
+    `base` (None: invoke.yaml), and conflicts are left in the tree, as git shows
+    them. Raises ToolkitError if there are some, or if a tree has changes of
+    the user.
+    """
+    console = console or Console()
+    base = base or settings_module.load()
+    conflicts = []
+    with sources.locked(settings, console):
+        for source in settings.sources:
+            check_idle(source)
+            patchset.own_tree(source)
+            _check_branch(source)
+        for source in settings.sources:
+            try:
+                outcome = patchset.check_source(settings, source)
+            except ToolkitError as error:
+                conflicts += _carry_over(settings, source, base, error, console)
+                continue
+            if outcome.patches:
+                patchset.apply_source(source, outcome.patches)
+                local(source.path, "checkout", "--quiet", "-B", BRANCH)
+                number = len(outcome.patches)
+                console.print(
+                    f"{source.name}: {number} commits on branch {BRANCH} in {short(source.path)}", soft_wrap=True
+                )
+    if conflicts:
+        raise ToolkitError("; ".join(conflicts))
+
+
+def export_series(settings: Settings, console: Console | None = None, base: Settings | None = None) -> list[Exported]:
+    """Write the commits on the pins back as the series: all upstreams, or none.
+
+    The line numbers are those of the pins of `base` (None: invoke.yaml): an
+    export from another release leaves them alone where it can. Raises
+    ToolkitError if a tree has uncommitted changes or is in the middle of an
+    operation of git, or if a template would lose a variable or a condition.
+    """
+    console = console or Console()
+    if settings.excluded_patches:
+        raise ToolkitError(
+            f"setting 'patches.exclude' leaves out {listing(settings.excluded_patches)}: export without it"
+        )
+    with sources.locked(settings, console):
+        _recover(settings)
+        pins = {source.name: source.commit for source in (base or settings_module.load()).sources}
+        exported = [
+            item
+            for source in settings.sources
+            for item in _export(settings, source, pins.get(source.name, source.commit) == source.commit)
+        ]
+        for item in exported:
+            if item.changed:
+                _write(settings, item)
+        for source in settings.sources:
+            _adopt(settings, source)
+    for item in exported:
+        if item.texts or item.changed:
+            state = "written" if item.changed else "unchanged"
+            console.print(
+                f"{item.upstream}: {len(item.texts)} patches {state} in {short(settings.patches)}", soft_wrap=True
+            )
+    return exported
+
+
+def check_idle(source: Source) -> None:
+    """Raise ToolkitError if an operation of git in the tree of `source` waits for its user."""
+    for name, operation in OPERATIONS.items():
+        if (source.path / ".git" / name).exists():
+            if operation == "am" and "applying" in sources.require(source).config:
+                continue
+            raise ToolkitError(
+                f"{source.name}: {short(source.path)} is in the middle of a `git {operation}`: resolve the conflicts, "
+                f"then `git -C {source.path} {operation} --continue`, or give up with --abort"
+            )
+
+
+def _check_branch(source: Source) -> None:
+    """Raise ToolkitError if the branch `series` has commits of the user, which an import would drop."""
+    if not local(source.path, "branch", "--list", BRANCH).strip():
+        return
+    lines = local(source.path, "log", "--format=%ce%x09%h %s", BRANCH, f"^{source.commit}").splitlines()
+    if mine := [line.split("\t", 1)[1] for line in lines if line.split("\t")[0] != COMMITTER_EMAIL]:
+        raise ToolkitError(
+            f"{source.name}: branch {BRANCH} in {short(source.path)} has commits of yours ({listing(mine)}): check it "
+            f"out and run `inv patches-export`, or rename it (`git -C {source.path} branch -m {BRANCH} NAME`)"
+        )
+
+
+def _carry_over(
+    settings: Settings, source: Source, base_settings: Settings, why: ToolkitError, console: Console
+) -> list[str]:
+    """Cherry-pick the series from the release that invoke.yaml pins; return a line if that ends in conflicts."""
+    pinned = {item.name: item for item in base_settings.sources}
+    base = pinned.get(source.name, source)
+    if base.commit == source.commit or source.carried:
+        raise why
+    console.print(
+        f"{source.name}: does not apply to {version(source)}, carried over from {version(base)}", soft_wrap=True
+    )
+    path = source.path
+    online(path, "fetch", "--quiet", "--depth=1", "--filter=blob:none", "--no-tags", "origin", base.commit)
+    on_base = dataclasses.replace(
+        settings,
+        sources=tuple(
+            dataclasses.replace(item, tag=base.tag, commit=base.commit) if item.name == source.name else item
+            for item in settings.sources
+        ),
+    )
+    commits = _commit_all(source, base.commit, patchset.render(on_base, on_base.source(source.name)))
+    patchset.to_pin(source)
+    local(path, "checkout", "--quiet", "-B", BRANCH, source.commit)
+    local(path, "config", "toolkit.series", patchset.patches_hash(patchset.render(settings, source)))
+    try:
+        identity = {"GIT_COMMITTER_NAME": COMMITTER_NAME, "GIT_COMMITTER_EMAIL": COMMITTER_EMAIL}
+        # Finding renames would fetch half of the tree.
+        online(path, "-c", "merge.renames=false", "cherry-pick", *commits, env=identity)
+    except ToolkitError as error:
+        if not (path / ".git/CHERRY_PICK_HEAD").exists():
+            raise
+        files = local(path, "diff", "--name-only", "--diff-filter=U").split()
+        return [
+            f"{source.name}: conflicts in {listing(files)} of {short(path)}: resolve them, `git add` the files and run "
+            f"`git -C {path} cherry-pick --continue`, then `inv patches-export`" + ("" if files else f" ({error})")
+        ]
+    return []
+
+
+def _commit_all(source: Source, parent: str, patches: Sequence[Patch]) -> list[str]:
+    """Commit the `patches` on `parent` without touching the tree; return the commits."""
+    commits = []
+    with tempfile.TemporaryDirectory() as directory:
+        index, mail = Path(directory) / "index", Path(directory) / "mail"
+        local(source.path, "read-tree", parent, index=index)
+        for patch in patches:
+            mail.write_text(patch.text, errors=BYTES)
+            online(source.path, "apply", "--cached", "--whitespace=nowarn", str(mail), index=index)
+            tree = local(source.path, "write-tree", "--missing-ok", index=index).strip()
+            parent = local(
+                source.path, "commit-tree", tree, "-p", parent, "-F", str(_message(mail)), env=_author(patch)
+            )
+            parent = parent.strip()
+            commits.append(parent)
+    return commits
+
+
+def _message(mail: Path) -> Path:
+    """Write the commit message of the patch file `mail` next to it and return that file."""
+    parsed = email.message_from_string(mail.read_text(errors=BYTES), policy=email.policy.default)
+    subject = re.sub(r"^\[PATCH[^]]*\]\s*", "", str(parsed["Subject"]))
+    body = mail.read_text(errors=BYTES).split("\n\n", 1)[1].split("\ndiff --git ", 1)[0]
+    file = mail.with_name("message")
+    file.write_text(f"{subject}\n\n{body}", errors=BYTES)
+    return file
+
+
+def _author(patch: Patch) -> dict[str, str]:
+    parsed = email.message_from_string(patch.text, policy=email.policy.default)
+    name, address = email.utils.parseaddr(str(parsed["From"]))
+    return {
+        "GIT_AUTHOR_NAME": name,
+        "GIT_AUTHOR_EMAIL": address,
+        "GIT_AUTHOR_DATE": str(parsed["Date"]),
+        "GIT_COMMITTER_NAME": COMMITTER_NAME,
+        "GIT_COMMITTER_EMAIL": COMMITTER_EMAIL,
+    }
+
+
+def _export(settings: Settings, source: Source, places: bool) -> list[Exported]:
+    commits = _commits(source)
+    _check_imported(settings, source, commits)
+    variables = patchset.variables(settings)
+    result = []
+    owners = {commit: _owner(source, commit) for commit in commits}
+    for upstream, directory in (*source.carried, (source.name, "")):
+        mine = [commit for commit in commits if owners[commit] == upstream]
+        texts = _texts(settings, source, upstream, directory, mine, variables, places)
+        old = {path.name: path.read_bytes().decode(errors=BYTES) for path in patchset.files(settings, upstream)}
+        result.append(Exported(upstream, texts, texts != old))
+    return result
+
+
+def _commits(source: Source) -> list[str]:
+    """Return the commits on the pin, oldest first; ToolkitError if the tree is in no state to export."""
+    tree = sources.require(source)
+    check_idle(source)
+    if changed := sources.changes(source):
+        raise ToolkitError(
+            f"{source.name}: {short(source.path)} has uncommitted changes ({listing(changed)}): "
+            "commit them, to the patch they belong to (`git rebase -i`), or discard them"
+        )
+    if tree.head != tree.pin and not sources.is_ancestor(source.path, tree.pin):
+        raise ToolkitError(
+            f"{source.name}: {tree.head[:12]} in {short(source.path)} does not stand on the pin {tree.pin[:12]} "
+            f"(or the history is too shallow to tell): check out the branch {BRANCH}, or rebase it onto the pin"
+        )
+    if merges := local(source.path, "rev-list", "--merges", f"{tree.pin}..HEAD").split():
+        raise ToolkitError(f"{source.name}: {merges[0][:12]} is a merge, which is no patch: rebase it away")
+    return local(source.path, "rev-list", "--reverse", f"{tree.pin}..HEAD").split()
+
+
+def _check_imported(settings: Settings, source: Source, commits: Sequence[str]) -> None:
+    """Raise ToolkitError if the export would overwrite patches that the tree was not made from."""
+    patches = patchset.render(settings, source)
+    if patches and not commits:
+        raise ToolkitError(
+            f"{source.name}: {short(source.path)} is at the pin, and would leave no patches: run `inv patches-import`, "
+            f"or check out the branch {BRANCH}"
+        )
+    if patches and sources.require(source).config.get("series") != patchset.patches_hash(patches):
+        raise ToolkitError(
+            f"{source.name}: {short(settings.patches)} has changed since the import into {short(source.path)}: "
+            f"save your commits (`git -C {source.path} branch NAME`), run `inv patches-import` and pick them again"
+        )
+
+
+def _owner(source: Source, commit: str) -> str:
+    """Return the upstream whose files `commit` changes."""
+    files = local(source.path, "diff-tree", "-r", "-z", "--name-only", "--no-commit-id", commit).split("\0")
+    owners = {
+        next((name for name, directory in source.carried if file.startswith(f"{directory}/")), source.name)
+        for file in files
+        if file
+    }
+    if len(owners) != 1:
+        what = f"changes files of {' and '.join(sorted(owners))}: split it" if owners else "changes nothing: drop it"
+        raise ToolkitError(f"{source.name}: commit {commit[:12]} in {short(source.path)} {what}")
+    return owners.pop()
+
+
+def _texts(
+    settings: Settings,
+    source: Source,
+    upstream: str,
+    directory: str,
+    commits: Sequence[str],
+    variables: Mapping[str, object],
+    places: bool,
+) -> dict[str, str]:
+    """Return the patch templates of `commits` by file name."""
+    old = {}
+    for path in patchset.files(settings, upstream):
+        content = path.read_bytes().decode(errors=BYTES)
+        filled = "".join(line.text for line in template.fill(content, variables, short(path)))
+        old[_subject(filled)] = (path, content)
+    texts: dict[str, str] = {}
+    mails = [_mail(source, commit, directory, number) for number, commit in enumerate(commits, 1)]
+    subjects = {_subject(text) for _, text in mails}
+    for number, (name, text) in enumerate(mails, 1):
+        known = old.get(_subject(text)) or _renamed(old, subjects, number)
+        if known:
+            path, content = known
+            # The name tells the event as it was called when the patch was made.
+            slug = path.name[5:] if _subject(text) in old else name[5:]
+            texts[f"{number:04}-{slug}"] = template.merge(content, variables, text, short(path), places)
+        else:
+            texts[name] = template.put_back(text, variables)
+    return texts
+
+
+def _renamed(old: Mapping[str, tuple[Path, str]], subjects: set[str], number: int) -> tuple[Path, str] | None:
+    """Return the patch that had this number if no commit has its subject any more."""
+    for subject, (path, content) in old.items():
+        if subject not in subjects and int(path.name[:4]) == number:
+            return path, content
+    return None
+
+
+def _subject(mail: str) -> str:
+    return str(email.message_from_string(mail, policy=email.policy.default)["Subject"])
+
+
+def _mail(source: Source, commit: str, directory: str, number: int) -> tuple[str, str]:
+    """Return the file name and the text of the patch that `commit` is."""
+    relative = [f"--relative={directory}"] if directory else []
+    with tempfile.TemporaryDirectory() as target:
+        local(
+            source.path, "format-patch", "-1", "--quiet", f"--output-directory={target}",
+            f"--start-number={number}", *FORMAT, *relative, commit,
+        )  # fmt: skip
+        (file,) = Path(target).iterdir()
+        text = file.read_bytes().decode(errors=BYTES)
+
+        def read(path: str) -> list[str]:
+            return template.split(sources.blob(source.path, f"{commit}^", f"{directory}/{path}" if directory else path))
+
+        return file.name, _tidy(text, read)
+
+
+class _Hunk:
+    """A hunk while its context grows: index of its first line in the old file, and its lines."""
+
+    def __init__(self, start: int, body: list[str]) -> None:
+        self.start = start
+        self.body = body
+
+    @property
+    def old(self) -> list[str]:
+        return [line[1:] for line in self.body if line[0] in " -"]
+
+    @property
+    def growth(self) -> int:
+        return sum(line[0] == "+" for line in self.body) - sum(line[0] == "-" for line in self.body)
+
+
+def _tidy(text: str, read: Callable[[str], list[str]]) -> str:
+    """Return the patch `text` without what changes for no reason, with as much context as makes each hunk unique.
+
+    `read` returns the lines of a file before the patch.
+    """
+    lines = template.split(text)
+    result: list[str] = []
+    position = 0
+    path = ""
+    while position < len(lines):
+        line = lines[position]
+        if line.startswith("diff --git "):
+            path = ""
+        if line.startswith("--- a/") and result[-1].startswith(("diff --git ", "index ", "old mode", "new mode")):
+            path = line[len("--- a/") :].rstrip("\n")
+        if not template.HUNK.match(line):
+            if not (path == "" and re.fullmatch(r"index [0-9a-f]+\.\.[0-9a-f]+( \d+)?\n", line)):
+                result.append(line)
+            position += 1
+            continue
+        hunks, position = _hunks(lines, position)
+        result += _written(_grown(hunks, read(path)) if path else hunks)
+    return "".join(result)
+
+
+def _hunks(lines: Sequence[str], position: int) -> tuple[list[_Hunk], int]:
+    """Read the hunks of one file from `position` on; return them and the position behind."""
+    hunks: list[_Hunk] = []
+    while position < len(lines) and (match := template.HUNK.match(lines[position])):
+        start, old, new = int(match["old"]), int(match["old_length"] or 1), int(match["new_length"] or 1)
+        body: list[str] = []
+        position += 1
+        while position < len(lines) and (old > 0 or new > 0 or lines[position].startswith("\\")):
+            line = lines[position]
+            old -= line[0] in " -"
+            new -= line[0] in " +"
+            body.append(line)
+            position += 1
+        hunks.append(_Hunk(start - 1 if start and int(match["old_length"] or 1) else start, body))
+    return hunks, position
+
+
+def _grown(hunks: list[_Hunk], lines: list[str]) -> list[_Hunk]:
+    """Add lines of context to each hunk until it fits in one place of the old file only."""
+    index = 0
+    while index < len(hunks):
+        hunk = hunks[index]
+        while len(places(lines, hunk.old)) > 1:
+            end = hunk.start + len(hunk.old)
+            if hunk.start == 0 and end == len(lines):
+                break
+            if hunk.start > 0:
+                hunk.start -= 1
+                hunk.body.insert(0, f" {lines[hunk.start]}")
+            if end < len(lines):
+                hunk.body.append(f" {lines[end]}")
+            index = _joined(hunks, index, lines)
+            hunk = hunks[index]
+        index += 1
+    return hunks
+
+
+def _joined(hunks: list[_Hunk], index: int, lines: list[str]) -> int:
+    """Join the hunk at `index` with its neighbours if they meet; return where it is then."""
+    for first in (index, index - 1):
+        if 0 <= first < len(hunks) - 1:
+            one, other = hunks[first], hunks[first + 1]
+            overlap = one.start + len(one.old) - other.start
+            if overlap >= 0:
+                # Only context overlaps, so it can be dropped from the one that has just grown.
+                if first == index:
+                    one.body = one.body[: len(one.body) - overlap] + other.body
+                else:
+                    one.body += other.body[overlap:]
+                del hunks[first + 1]
+                index = first
+    return index
+
+
+def _written(hunks: Sequence[_Hunk]) -> list[str]:
+    """Return the lines of the `hunks` with headers like those of git, but no text behind."""
+    result = []
+    shift = 0
+    for hunk in hunks:
+        old = len(hunk.old)
+        new = old + hunk.growth
+        start = hunk.start + (1 if old else 0)
+        place = hunk.start + shift + (1 if new else 0)
+        header = f"@@ -{start},{old} +{place},{new} @@\n"
+        result += [template.short(header), *hunk.body]
+        shift += hunk.growth
+    return result
+
+
+def _directories(settings: Settings, upstream: str) -> tuple[Path, Path, Path]:
+    """Return the directory of the series of `upstream`, and where a new and the old one are while it is replaced."""
+    parent = settings.build_directory / "export"
+    return settings.patches / upstream, parent / f"{upstream}.new", parent / f"{upstream}.old"
+
+
+def _write(settings: Settings, item: Exported) -> None:
+    """Replace the series of one upstream: by two renames, between which a signal leaves what `_recover` mends."""
+    target, new, old = _directories(settings, item.upstream)
+    sources.remove(new)
+    sources.remove(old)
+    new.mkdir(parents=True)
+    for name, text in item.texts.items():
+        (new / name).write_bytes(text.encode(errors=BYTES))
+    if target.exists():
+        for path in target.iterdir():
+            if path.suffix != ".patch":
+                path.rename(new / path.name)
+        target.rename(old)
+    new.rename(target)
+    sources.remove(old)
+
+
+def _recover(settings: Settings) -> None:
+    """Put back what an export that was interrupted had moved out of the way."""
+    for source in settings.sources:
+        for upstream in (source.name, *dict(source.carried)):
+            target, new, old = _directories(settings, upstream)
+            if old.exists() and not target.exists():
+                old.rename(target)
+            sources.remove(new)
+            sources.remove(old)
+
+
+def _adopt(settings: Settings, source: Source) -> None:
+    """Make the exported commits the toolkit's own, so that `inv patch` and `inv clone` know them."""
+    tree = sources.require(source)
+    patches = tuple(patchset.render(settings, source))
+    if not patches or patchset.is_applied(tree, patches):
+        return
+    before = local(source.path, "rev-parse", "HEAD^{tree}").strip()
+    patchset.apply_source(source, patches)
+    if local(source.path, "rev-parse", "HEAD^{tree}").strip() != before:
+        local(source.path, "checkout", "--quiet", "--detach", tree.head)
+        raise ToolkitError(
+            f"{source.name}: the exported series does not make the tree of {tree.head[:12]} again: "
+            "take the patches back (`git checkout patches`) and report this"
+        )
+    local(source.path, "checkout", "--quiet", "-B", BRANCH)

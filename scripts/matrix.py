@@ -1,0 +1,303 @@
+"""The matrix: does the series apply to every release of the upstreams?"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from unidiff.patch import Hunk
+
+from scripts import patchset, releases, sources, template
+from scripts.errors import ToolkitError
+from scripts.patchset import Patch
+from scripts.releases import Pair, Release, Releases
+from scripts.settings import Settings, Source, choose
+from scripts.sources import listing, local
+
+OFFSET = re.compile(r"^Hunk #\d+ succeeded at \d+ \(offset (-?\d+) lines?\)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of trying the series of one upstream on one of its releases.
+
+    `offset` is the largest number of lines that a hunk was moved by; `fuzz` how
+    many lines of context git had to ignore (0 if it `applies`). `why` it does
+    not apply is one line.
+    """
+
+    upstream: str
+    release: str
+    carried: tuple[str, ...]
+    hunks: int
+    applies: bool
+    offset: int = 0
+    fuzz: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class _Task:
+    settings: Settings
+    source: Source
+    release: str
+    patches: tuple[Patch, ...]
+
+
+def run(settings: Settings, console: Console | None = None) -> bool:
+    """Try the series on every release that releases.yaml lists and print a table; return whether all apply."""
+    console = console or Console()
+    start = time.monotonic()
+    trials = try_all(settings, releases.load(), console)
+    show(trials, console)
+    good = sum(trial.applies for trial in trials)
+    percent = 100 * good // len(trials) if trials else 0
+    console.print(f"{good} of {len(trials)} releases apply ({percent} %), {time.monotonic() - start:.1f} s")
+    return good == len(trials)
+
+
+def try_all(settings: Settings, known: Releases, console: Console | None = None) -> list[Trial]:
+    """Return a trial for every release of `known`, in order.
+
+    Only the files that the series touches are fetched, into build/matrix.
+    Raises ToolkitError if an upstream cannot be reached or a tag has moved.
+    """
+    tasks = [*_freeswitch_tasks(settings, known), *_sofia_tasks(settings, known)]
+    return try_tasks(settings, tasks, console)
+
+
+def try_release(settings: Settings, pair: Pair, console: Console | None = None) -> list[Trial]:
+    """Return the trials of the series on the releases of `pair`."""
+    chosen = choose(settings, pair)
+    tasks = [_task(chosen, source, source.tag or source.commit[:12]) for source in chosen.sources]
+    return try_tasks(settings, [task for task in tasks if task.patches], console)
+
+
+def try_tasks(settings: Settings, tasks: Sequence[_Task], console: Console | None = None) -> list[Trial]:
+    """Fetch what the `tasks` need and carry them out in parallel; return the trials in their order."""
+    console = console or Console()
+    results: dict[int, Trial] = {}
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("fetching", total=None)
+        repositories = _fetch(settings, tasks)
+        progress.update(bar, description="applying", total=len(tasks))
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            futures = {
+                pool.submit(_try, repositories[task.source.name], task): index for index, task in enumerate(tasks)
+            }
+            for future in as_completed(futures):
+                results[futures[future]] = future.result()
+                progress.advance(bar)
+    return [results[index] for index in range(len(tasks))]
+
+
+def show(trials: Sequence[Trial], console: Console) -> None:
+    """Print a row per trial, and a line for each that does not apply."""
+    table = Table("upstream", "release", "applies", "hunks", "offset", "fuzz")
+    for trial in trials:
+        name = " + ".join((trial.upstream, *trial.carried))
+        applies = "[green]yes[/]" if trial.applies else "[red]no[/]"
+        table.add_row(name, trial.release, applies, str(trial.hunks), str(trial.offset), str(trial.fuzz))
+    console.print(table, width=None if console.is_terminal else 160, highlight=False)
+    for trial in trials:
+        if trial.why:
+            console.print(f"{trial.upstream} {trial.release}: {trial.why}", soft_wrap=True, highlight=False)
+
+
+def _freeswitch_tasks(settings: Settings, known: Releases) -> Iterator[_Task]:
+    for release in known.freeswitch.values():
+        fitting = known.fitting(release)
+        chosen = choose(settings, Pair(release, fitting[-1] if fitting else None))
+        yield _task(chosen, chosen.source("freeswitch"), release.name)
+
+
+def _sofia_tasks(settings: Settings, known: Releases) -> Iterator[_Task]:
+    for release in known.sofia_sip.values():
+        chosen = dataclasses.replace(settings, sources=tuple(_pinned(source, release) for source in settings.sources))
+        yield _task(chosen, chosen.source("sofia-sip"), release.name)
+
+
+def _pinned(source: Source, release: Release) -> Source:
+    if source.name != "sofia-sip":
+        return source
+    return dataclasses.replace(source, tag=release.tag, commit=release.commit)
+
+
+def _task(settings: Settings, source: Source, release: str) -> _Task:
+    return _Task(settings, source, release, tuple(patchset.render(settings, source)))
+
+
+def fetch_release(settings: Settings, source: Source) -> Path:
+    """Fetch the pinned commit of `source`, without files, and return the repository it is in."""
+    path = _repository(settings, source)
+    _fetch_commits(path, [source])
+    return path
+
+
+def _repository(settings: Settings, source: Source) -> Path:
+    path = settings.build_directory / "matrix" / source.name
+    if not (path / ".git/config").exists() or _url(path) != source.url:
+        sources.remove(path)
+        sources.make_repository(source, path)
+    return path
+
+
+def _fetch(settings: Settings, tasks: Sequence[_Task]) -> dict[str, Path]:
+    """Fetch the commits of the `tasks` and the files that their patches touch; return the repositories by name."""
+    repositories: dict[str, Path] = {}
+    for name in dict.fromkeys(task.source.name for task in tasks):
+        mine = [task for task in tasks if task.source.name == name]
+        repositories[name] = path = _repository(settings, mine[0].source)
+        _fetch_commits(path, [task.source for task in mine])
+        _fetch_files(path, mine)
+    return repositories
+
+
+def _url(path: Path) -> str:
+    return local(path, "config", "remote.origin.url").strip()
+
+
+def _objects(path: Path) -> set[str]:
+    return set(local(path, "cat-file", "--batch-all-objects", "--batch-check=%(objectname)", "--unordered").split())
+
+
+def _fetch_commits(path: Path, wanted: Sequence[Source]) -> None:
+    present = _objects(path)
+    missing = [source for source in wanted if source.commit not in present]
+    if not missing:
+        return
+    references = [
+        f"refs/tags/{source.tag}:refs/tags/{source.tag}" if source.tag else source.commit for source in missing
+    ]
+    try:
+        sources.online(
+            path, "fetch", "--quiet", "--force", "--depth=1", "--filter=blob:none", "--no-tags", "origin", *references
+        )
+    except ToolkitError as error:
+        raise ToolkitError(
+            f"{wanted[0].name}: cannot fetch its releases from {wanted[0].url} "
+            f"({str(error).rpartition('failed: ')[2]}): check the network and releases.yaml"
+        ) from error
+    for source in missing:
+        found = local(path, "rev-parse", f"refs/tags/{source.tag}^{{commit}}").strip() if source.tag else source.commit
+        if found != source.commit:
+            raise ToolkitError(
+                f"{source.name}: tag {source.tag} of {source.url} is commit {found}, but releases.yaml has "
+                f"{source.commit}: check what moved the tag, then correct releases.yaml"
+            )
+
+
+def _fetch_files(path: Path, tasks: Sequence[_Task]) -> None:
+    wanted: dict[str, None] = {}
+    for task in tasks:
+        touched = sorted({file.path for patch in task.patches for file in patch.diff})
+        for entry in local(path, "ls-tree", "-z", task.source.commit, "--", *touched).split("\0"):
+            if entry:
+                wanted[entry.partition("\t")[0].split()[2]] = None
+    present = _objects(path)
+    missing = [blob for blob in wanted if blob not in present]
+    options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--filter=blob:none")
+    # Else git asks the other side about all that is here first.
+    negotiation = ("-c", "fetch.negotiationAlgorithm=noop")
+    for start in range(0, len(missing), 1000):
+        sources.online(path, *negotiation, "fetch", *options, "origin", *missing[start : start + 1000])
+
+
+def _try(path: Path, task: _Task) -> Trial:
+    hunks = sum(len(file) for patch in task.patches for file in patch.diff)
+    carried = tuple(dict.fromkeys(patch.upstream for patch in task.patches if patch.directory))
+    trial = Trial(task.source.name, task.release, carried, hunks, True)
+    offset = 0
+    with tempfile.TemporaryDirectory() as directory:
+        index, mail = Path(directory) / "index", Path(directory) / "mail"
+        local(path, "read-tree", task.source.commit, index=index)
+        for patch in task.patches:
+            mail.write_text(patch.text, errors=patchset.BYTES)
+            if doubt := _ambiguous(path, index, patch):
+                return dataclasses.replace(trial, applies=False, offset=offset, why=f"{patch.name}: {doubt}")
+            try:
+                report = apply(path, index, mail)
+            except ToolkitError as error:
+                why = f"{patch.name}: {patchset.culprit(patch, str(error))} it"
+                return dataclasses.replace(
+                    trial, applies=False, offset=offset, fuzz=_fuzz(path, index, mail, patch), why=why
+                )
+            offset = max([offset, *(abs(int(lines)) for lines in OFFSET.findall(report))])
+    return dataclasses.replace(trial, offset=offset)
+
+
+def apply(path: Path, index: Path, mail: Path, context: int | None = None) -> str:
+    """Apply the patch file `mail` to `index` and return what git says about each hunk.
+
+    `context` is the number of lines around a change that must match (None: all).
+    """
+    options = [f"-C{context}"] if context is not None else []
+    return sources.local(
+        path, "apply", "--cached", "--verbose", "--whitespace=nowarn", *options, str(mail), index=index, errors=True
+    )
+
+
+def _fuzz(path: Path, index: Path, mail: Path, patch: Patch) -> int:
+    """Return how many lines of context have to be ignored, 0 if even that does not help."""
+    leading = [
+        next((i for i, line in enumerate(hunk) if not line.is_context), 0) for file in patch.diff for hunk in file
+    ]
+    for fuzz in range(1, max(leading, default=0) + 1):
+        try:
+            apply(path, index, mail, max(leading) - fuzz)
+        except ToolkitError:
+            continue
+        return fuzz
+    return 0
+
+
+def _ambiguous(path: Path, index: Path, patch: Patch) -> str:
+    """Return which hunk fits in several places, "" if each fits in one at most.
+
+    git takes the nearest place, which may be another one in each release.
+    """
+    for file in patch.diff:
+        if file.is_added_file:
+            continue
+        try:
+            lines = template.split(local(path, "show", f":{file.path}", index=index))
+        except ToolkitError:
+            continue  # `git apply` will say so.
+        for number, hunk in enumerate(file, 1):
+            found = places(lines, old_lines(hunk))
+            if len(found) > 1:
+                where = listing(str(place + 1) for place in found)
+                return f"hunk {number} of {file.path} fits in several places (lines {where})"
+            if found:
+                lines[found[0] : found[0] + hunk.source_length] = new_lines(hunk)
+    return ""
+
+
+def old_lines(hunk: Hunk) -> list[str]:
+    """Return the lines that `hunk` expects, with their ends."""
+    return [line.value for line in hunk if line.is_context or line.is_removed]
+
+
+def new_lines(hunk: Hunk) -> list[str]:
+    """Return the lines that `hunk` leaves, with their ends."""
+    return [line.value for line in hunk if line.is_context or line.is_added]
+
+
+def places(lines: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """Return the indices at which `wanted` occurs in `lines`."""
+    length = len(wanted)
+    return [
+        start
+        for start, line in enumerate(lines[: len(lines) - length + 1])
+        if line == wanted[0] and list(lines[start : start + length]) == list(wanted)
+    ]

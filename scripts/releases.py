@@ -1,0 +1,163 @@
+"""The upstream releases that the series is made for (releases.yaml)."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from scripts.errors import ToolkitError
+
+FILE = Path(__file__).resolve().parent.parent / "releases.yaml"
+# A release that is named after a branch: newer than all with a number.
+MASTER = "master"
+IN_TREE = "in tree"
+# What FreeSWITCH had in its tree before it used a separate sofia-sip, and where.
+# sofia-sip called itself 1.12.10devel there.
+IN_TREE_VERSION = "v1.12.10"
+IN_TREE_SOURCES = {"sofia-sip": "libs/sofia-sip", "spandsp": "libs/spandsp"}
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+NUMBERS = re.compile(r"v?(\d+(?:\.\d+)*)")
+
+
+@functools.total_ordering
+class Version:
+    """A version that templates compare with a string: `freeswitch < "1.10.7"`.
+
+    A text without a number (a branch, no tag) is newer than all others.
+    """
+
+    def __init__(self, text: str) -> None:
+        match = NUMBERS.match(text)
+        self.text = text
+        self.key = tuple(int(part) for part in match[1].split(".")) if match else (1 << 30,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Version | str) and self.key == _version(other).key
+
+    def __lt__(self, other: Version | str) -> bool:
+        return self.key < _version(other).key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _version(value: Version | str) -> Version:
+    return value if isinstance(value, Version) else Version(value)
+
+
+@dataclass(frozen=True)
+class Release:
+    """One release of an upstream.
+
+    `sofia_sip` is the oldest sofia-sip that a FreeSWITCH takes: a release or
+    IN_TREE; empty for other upstreams.
+    """
+
+    name: str
+    commit: str
+    sofia_sip: str = ""
+
+    @property
+    def tag(self) -> str:
+        """The tag to fetch, empty if the commit itself has to be fetched."""
+        return "" if self.name == MASTER else self.name
+
+    @property
+    def in_tree(self) -> bool:
+        """Whether sofia-sip and spandsp are in its tree."""
+        return self.sofia_sip == IN_TREE
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A FreeSWITCH and the sofia-sip it is built with; None: the one in its tree."""
+
+    freeswitch: Release
+    sofia_sip: Release | None
+
+
+@dataclass(frozen=True)
+class Releases:
+    """All that releases.yaml lists, oldest first."""
+
+    freeswitch: Mapping[str, Release]
+    sofia_sip: Mapping[str, Release]
+    sets: Mapping[str, tuple[str, str]]
+
+    def named(self, name: str) -> Pair:
+        """Return the pair of the set called `name`; ToolkitError if there is none."""
+        if name not in self.sets:
+            raise ToolkitError(
+                f"--set {name}: there is no set of that name, use {', '.join(self.sets)}, "
+                "or key=value (build.jobs=4, say) for a setting"
+            )
+        return self.pair(*self.sets[name])
+
+    def pair(self, freeswitch: str, sofia_sip: str = "") -> Pair:
+        """Return the pair of the releases named.
+
+        Without `sofia_sip` it is the newest that fits. Raises ToolkitError, with
+        a list of what is supported, if a release is unknown or the two do not fit.
+        """
+        chosen = self._release("freeswitch", self.freeswitch, freeswitch)
+        fitting = self.fitting(chosen)
+        if not sofia_sip:
+            if not fitting and not chosen.in_tree:
+                raise ToolkitError(
+                    f"FreeSWITCH {freeswitch} needs sofia-sip {chosen.sofia_sip}, which is not supported"
+                )
+            return Pair(chosen, fitting[-1] if fitting else None)
+        if chosen.in_tree:
+            raise ToolkitError(f"FreeSWITCH {freeswitch} has sofia-sip in its tree: leave out --sofia-sip")
+        other = self._release("sofia-sip", self.sofia_sip, sofia_sip)
+        if other not in fitting:
+            names = ", ".join(release.name for release in fitting) or f"none of them, only {chosen.sofia_sip}"
+            raise ToolkitError(f"FreeSWITCH {freeswitch} is not supported with sofia-sip {sofia_sip}: use {names}")
+        return Pair(chosen, other)
+
+    def fitting(self, freeswitch: Release) -> list[Release]:
+        """Return the releases of sofia-sip that `freeswitch` takes; the branch only if that is one, too."""
+        if freeswitch.in_tree:
+            return []
+        least = Version(freeswitch.sofia_sip)
+        return [
+            release
+            for release in self.sofia_sip.values()
+            if Version(release.name) >= least and (release.name != MASTER or freeswitch.name == MASTER)
+        ]
+
+    def _release(self, upstream: str, known: Mapping[str, Release], name: str) -> Release:
+        if name not in known:
+            raise ToolkitError(f"{upstream} {name} is not supported: use {', '.join(known)}")
+        return known[name]
+
+
+def load(file: Path = FILE) -> Releases:
+    """Return what `file` lists; ToolkitError if it is not of the right form."""
+    try:
+        data = yaml.safe_load(file.read_text())
+        tables = {
+            upstream: {
+                name: Release(name, entry["commit"], entry.get("sofia_sip", "")) for name, entry in table.items()
+            }
+            for upstream, table in data.items()
+            if upstream != "sets"
+        }
+        sets = {name: (entry["freeswitch"], entry.get("sofia_sip", "")) for name, entry in data["sets"].items()}
+        releases = Releases(tables["freeswitch"], tables["sofia_sip"], sets)
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ToolkitError(f"{file.name}: not of the right form ({' '.join(str(error).split())})") from error
+    for upstream, table in tables.items():
+        for release in table.values():
+            if not isinstance(release.commit, str) or not COMMIT.fullmatch(release.commit):
+                raise ToolkitError(f"{file.name}: {upstream} {release.name}: '{release.commit}' is not a full commit")
+    return releases
