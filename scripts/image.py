@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import docker
 from docker.errors import NotFound
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
@@ -101,9 +102,10 @@ def build(settings: Settings, console: Console | None = None) -> Images:
     log.unlink(missing_ok=True)
     with engine.connect() as client:
         base_id = client.images.get(settings.base_image).id
+        made_from = {target.tag: _made_from(client, target) for target in targets}
     for target in targets:
         inputs = hash_inputs(context, target, base_id)
-        if _made_from(target) == inputs:
+        if made_from[target.tag] == inputs:
             console.print(f"{target.tag}: up to date")
         else:
             labels = {LABEL: "true", INPUTS: inputs, **target.labels}
@@ -184,9 +186,9 @@ def hash_inputs(context: Path, target: Target, base_id: str) -> str:
     return digest.hexdigest()
 
 
-def _made_from(target: Target) -> str:
+def _made_from(client: docker.DockerClient, target: Target) -> str:
     """Return the hash of what the image of `target` was made from, "" if there is none."""
-    with engine.connect() as client, contextlib.suppress(NotFound):
+    with contextlib.suppress(NotFound):
         return str(client.images.get(target.tag).labels.get(INPUTS, ""))
     return ""
 

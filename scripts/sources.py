@@ -15,7 +15,7 @@ import shutil
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,15 +199,8 @@ def local(
     Neither the network, the user's configuration nor a hook has a part in it;
     `index` stands in for the tree's index. Raises ToolkitError on failure.
     """
-    environment = {**_environment(path, index), **(env or {})}
-    command = ["git", "-c", f"core.hooksPath={os.devnull}", *arguments]
-    try:
-        _, output, told = Git(path).execute(
-            command, env=environment, strip_newline_in_stdout=False, with_extended_output=True
-        )
-    except GitCommandError as error:
-        raise ToolkitError(f"{short(path)}: git {arguments[0]} failed: {reason(error)}") from error
-    return str(told if errors else output)
+    output, told = _git(path, arguments, {**_environment(path, index), **(env or {})})
+    return told if errors else output
 
 
 def blob(path: Path, commit: str, file: str) -> str:
@@ -231,11 +224,19 @@ def online(path: Path, *arguments: str, index: Path | None = None, env: dict[str
     environment = {**_network_environment(path), **(env or {})}
     if index:
         environment["GIT_INDEX_FILE"] = str(index)
+    return _git(path, arguments, environment)[0]
+
+
+def _git(path: Path, arguments: Sequence[str], environment: dict[str, str]) -> tuple[str, str]:
+    """Run git without hooks; return what it writes to stdout and to stderr."""
     command = ["git", "-c", f"core.hooksPath={os.devnull}", *arguments]
     try:
-        return str(Git(path).execute(command, env=environment, strip_newline_in_stdout=False))
+        _, output, told = Git(path).execute(
+            command, env=environment, strip_newline_in_stdout=False, with_extended_output=True
+        )
     except GitCommandError as error:
         raise ToolkitError(f"{short(path)}: git {arguments[0]} failed: {reason(error)}") from error
+    return str(output), str(told)
 
 
 def reason(error: GitCommandError) -> str:
