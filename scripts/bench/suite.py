@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -43,6 +44,7 @@ from scripts.errors import ToolkitError
 from scripts.settings import ROOT, Settings
 
 T = TypeVar("T")
+R = TypeVar("R")
 DOCS = ROOT / "docs"
 MIB = 2**20
 
@@ -194,6 +196,28 @@ class Bench:
         self.outcome.figures += figures
 
 
+def compared(
+    name: str,
+    unit: str,
+    value: Callable[[R], float],
+    stock: Sequence[R],
+    patched: Sequence[R],
+    third: Sequence[R] = (),
+    target: Target | None = None,
+    baseline: str = "",
+) -> Figure:
+    """Return the figure whose values are `value` of the results of each server; `third` are Kamailio's."""
+    return Figure(
+        name,
+        unit,
+        [value(result) for result in stock],
+        [value(result) for result in patched],
+        target,
+        baseline,
+        kamailio=[value(result) for result in third],
+    )
+
+
 def storm(bench: Bench) -> None:
     """N connections whose owner is killed."""
     plan = bench.plan
@@ -204,51 +228,57 @@ def storm(bench: Bench) -> None:
     third = rest[0] if rest else []
     title = f"storm of {plan.storm:,} connections"
     bench.add(
-        Figure(
+        compared(
             f"{title}: kill to last report",
             "ms",
-            [result.seconds * 1e3 for result in stock],
-            [result.seconds * 1e3 for result in patched],
-            Target(Rule.RATIO_AT_MOST, 0.4),
-            kamailio=[result.seconds * 1e3 for result in third],
+            lambda result: result.seconds * 1e3,
+            stock,
+            patched,
+            target=Target(Rule.RATIO_AT_MOST, 0.4),
+            third=third,
         ),
-        Figure(
+        compared(
             f"{title}: CPU",
             "s",
-            [result.cpu for result in stock],
-            [result.cpu for result in patched],
-            Target(Rule.RATIO_AT_MOST, 0.5),
-            kamailio=[result.cpu for result in third],
+            lambda result: result.cpu,
+            stock,
+            patched,
+            target=Target(Rule.RATIO_AT_MOST, 0.5),
+            third=third,
         ),
-        Figure(
+        compared(
             f"{title}: reports lost",
             "",
-            [result.lost for result in stock],
-            [result.lost for result in patched],
-            Target(Rule.PATCHED_AT_MOST, 0),
-            kamailio=[result.lost for result in third],
+            lambda result: result.lost,
+            stock,
+            patched,
+            target=Target(Rule.PATCHED_AT_MOST, 0),
+            third=third,
         ),
-        Figure(
+        compared(
             f"{title}: reports twice",
             "",
-            [result.twice for result in stock],
-            [result.twice for result in patched],
-            Target(Rule.PATCHED_AT_MOST, 0),
-            kamailio=[result.twice for result in third],
+            lambda result: result.twice,
+            stock,
+            patched,
+            target=Target(Rule.PATCHED_AT_MOST, 0),
+            third=third,
         ),
-        Figure(
+        compared(
             f"{title}, with tp-error-unregister: kill to last report",
             "ms",
-            [result.seconds * 1e3 for result in stock],
-            [result.seconds * 1e3 for result in removing],
-            kamailio=[result.seconds * 1e3 for result in third],
+            lambda result: result.seconds * 1e3,
+            stock,
+            removing,
+            third=third,
         ),
-        Figure(
+        compared(
             f"{title}, with tp-error-unregister: CPU",
             "s",
-            [result.cpu for result in stock],
-            [result.cpu for result in removing],
-            kamailio=[result.cpu for result in third],
+            lambda result: result.cpu,
+            stock,
+            removing,
+            third=third,
         ),
     )
     _note_repeated(bench, "FreeSWITCH", stock, patched, removing)
@@ -306,25 +336,27 @@ def sizes(bench: Bench) -> None:
     )
     every = {name: [storm for runs in results.values() for storm in runs] for name, results in found.items()}
     bench.add(
-        Figure(
+        compared(
             "reports lost in these storms",
             "",
-            [result.lost for result in every[STOCK.name]],
-            [result.lost for result in every[PATCHED.name]],
-            Target(Rule.PATCHED_AT_MOST, 0),
-            kamailio=[result.lost for result in every.get(kamailio.NAME, [])],
+            lambda result: result.lost,
+            every[STOCK.name],
+            every[PATCHED.name],
+            target=Target(Rule.PATCHED_AT_MOST, 0),
+            third=every.get(kamailio.NAME, []),
         )
     )
     for size in plan.sizes:
         stock, patched = found[STOCK.name][size], found[PATCHED.name][size]
         third = found[kamailio.NAME][size] if bench.third else []
         bench.add(
-            Figure(
+            compared(
                 f"{size:,} connections: time per report",
                 "µs",
-                [result.per_report * 1e6 for result in stock],
-                [result.per_report * 1e6 for result in patched],
-                kamailio=[result.per_report * 1e6 for result in third],
+                lambda result: result.per_report * 1e6,
+                stock,
+                patched,
+                third=third,
             )
         )
 
@@ -350,37 +382,39 @@ def registrar(bench: Bench) -> None:
         lambda box: measure.registrar(box, plan.registrations, plan.refreshes),
     )
     bench.add(
-        Figure(
+        compared(
             "REGISTER over new connections",
             "1/s",
-            [item.register.rate for item in stock],
-            [item.register.rate for item in patched],
-            Target(Rule.RATIO_AT_LEAST, 0.98),
-            "no flag",
+            lambda item: item.register.rate,
+            stock,
+            patched,
+            target=Target(Rule.RATIO_AT_LEAST, 0.98),
+            baseline="no flag",
         ),
-        Figure(
+        compared(
             "REGISTER over new connections: CPU of FreeSWITCH",
             "ms each",
-            [item.register.cpu * 1e3 for item in stock],
-            [item.register.cpu * 1e3 for item in patched],
-            None,
-            "no flag",
+            lambda item: item.register.cpu * 1e3,
+            stock,
+            patched,
+            baseline="no flag",
         ),
-        Figure(
+        compared(
             "REGISTER that refreshes",
             "1/s",
-            [item.refresh.rate for item in stock],
-            [item.refresh.rate for item in patched],
-            Target(Rule.NOT_LOWER),
-            "no flag",
+            lambda item: item.refresh.rate,
+            stock,
+            patched,
+            target=Target(Rule.NOT_LOWER),
+            baseline="no flag",
         ),
-        Figure(
+        compared(
             "REGISTER that refreshes: CPU of FreeSWITCH",
             "ms each",
-            [item.refresh.cpu * 1e3 for item in stock],
-            [item.refresh.cpu * 1e3 for item in patched],
-            None,
-            "no flag",
+            lambda item: item.refresh.cpu * 1e3,
+            stock,
+            patched,
+            baseline="no flag",
         ),
     )
 
@@ -391,13 +425,14 @@ def calls(bench: Bench) -> None:
     boxes = bench.boxes(PLAIN, PATCHED)
     stock, patched = bench.alternate(boxes, plan.call_runs, lambda box: measure.calls(box, plan.calls))
     bench.add(
-        Figure(
+        compared(
             "calls, answered and hung up",
             "1/s",
-            [item.rate for item in stock],
-            [item.rate for item in patched],
-            Target(Rule.NOT_LOWER),
-            "no flag",
+            lambda item: item.rate,
+            stock,
+            patched,
+            target=Target(Rule.NOT_LOWER),
+            baseline="no flag",
         )
     )
 
@@ -415,22 +450,23 @@ def footprint(bench: Bench) -> None:
                 found[third.name].append(measure.footprint(third, plan.footprint))
     stock, patched = found[PLAIN.name], found[PATCHED.name]
     bench.add(
-        Figure(
+        compared(
             "memory per registration (RSS)",
             "bytes",
-            [item.resident for item in stock],
-            [item.resident for item in patched],
-            Target(Rule.RATIO_AT_MOST, 1.02),
-            "no flag",
+            lambda item: item.resident,
+            stock,
+            patched,
+            target=Target(Rule.RATIO_AT_MOST, 1.02),
+            baseline="no flag",
         ),
-        Figure(
+        compared(
             "memory per registration (PSS)",
             "bytes",
-            [item.proportional for item in stock],
-            [item.proportional for item in patched],
-            None,
-            "no flag",
-            kamailio=[item.proportional for item in found[kamailio.NAME]],
+            lambda item: item.proportional,
+            stock,
+            patched,
+            baseline="no flag",
+            third=found[kamailio.NAME],
         ),
     )
 
@@ -446,13 +482,14 @@ def latency(bench: Bench) -> None:
     third = rest[0] if rest else []
     for share, limit in ((0.5, 1.0), (0.99, 5.0)):
         bench.add(
-            Figure(
+            compared(
                 f"one FIN to its event: p{share * 100:.0f}",
                 "ms",
-                [quantile(values, share) for values in stock],
-                [quantile(values, share) for values in patched],
-                Target(Rule.PATCHED_AT_MOST, limit),
-                kamailio=[quantile(values, share) for values in third],
+                functools.partial(quantile, share=share),
+                stock,
+                patched,
+                target=Target(Rule.PATCHED_AT_MOST, limit),
+                third=third,
             )
         )
     bench.outcome.curves["latency"] = [
