@@ -8,7 +8,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import docker
@@ -17,7 +17,7 @@ from docker.types import Ulimit
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from scripts import engine
-from scripts.bench.load import DOMAIN, ECHO, FIRST_PORT, Target
+from scripts.bench.load import DOMAIN, ECHO, Ports, Target
 from scripts.bench.stream import Esl, Reader
 from scripts.clean import LABEL
 from scripts.errors import ToolkitError
@@ -68,16 +68,14 @@ class Box:
     password: str
     subclass: str
     esl: Esl
-    _port: int = 0
+    _ports: Ports = field(default_factory=Ports)
 
     def __post_init__(self) -> None:
         self.name = self.kind.name
 
     def target(self, connections: int) -> Target:
         """Return where to connect to; each call gets ports of the near end that were not used lately."""
-        first = self._port
-        self._port = (self._port + connections + 500) % 50000
-        return Target(HOST, self.sip_port, FIRST_PORT + first)
+        return Target(HOST, self.sip_port, self._ports.take(connections))
 
     def reader(self) -> Reader:
         """Return a reader of what this kind fires for a lost connection."""

@@ -11,13 +11,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from scripts.bench.box import DESCRIPTORS, HOST, TEMPLATES, Memory, cpu_of_threads, free_ports, proportional
-from scripts.bench.load import DOMAIN, FIRST_PORT, Owner, Target
+from scripts.bench.load import DOMAIN, Owner, Ports, Target
 from scripts.bench.stream import Esl, Reader
 from scripts.errors import ToolkitError
 
@@ -41,13 +41,11 @@ class Kamailio:
     event_port: int
     log: Path
     name: str = NAME
-    _port: int = 0
+    _ports: Ports = field(default_factory=Ports)
 
     def target(self, connections: int) -> Target:
         """Return where to connect to; each call gets ports of the near end that were not used lately."""
-        first = self._port
-        self._port = (self._port + connections + 500) % 50000
-        return Target(HOST, self.sip_port, FIRST_PORT + first)
+        return Target(HOST, self.sip_port, self._ports.take(connections))
 
     def reader(self) -> Reader:
         """Return a reader of the reports."""

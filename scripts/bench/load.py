@@ -48,6 +48,19 @@ class Target:
     first_port: int = FIRST_PORT
 
 
+@dataclass
+class Ports:
+    """Ports of the near end, handed out so that none comes again soon."""
+
+    _next: int = 0
+
+    def take(self, count: int) -> int:
+        """Return the first of `count` ports."""
+        first = self._next
+        self._next = (first + count + 500) % 50000
+        return FIRST_PORT + first
+
+
 @dataclass(frozen=True)
 class Pace:
     """How many requests were answered in how many seconds, how many refused, and how many sent once more."""
