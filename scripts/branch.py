@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import get_console
 from rich.console import Console
 
 from scripts import patchset, sources, template
@@ -60,7 +61,7 @@ def import_series(settings: Settings, console: Console | None = None, base: Sett
     them. Raises ToolkitError if there are some, or if a tree has changes of
     the user.
     """
-    console = console or Console()
+    console = console or get_console()
     base = base or settings_module.load()
     conflicts = []
     with sources.locked(settings, console):
@@ -93,7 +94,7 @@ def export_series(settings: Settings, console: Console | None = None, base: Sett
     ToolkitError if a tree has uncommitted changes or is in the middle of an
     operation of git, or if a template would lose a variable or a condition.
     """
-    console = console or Console()
+    console = console or get_console()
     if settings.excluded_patches:
         raise ToolkitError(
             f"setting 'patches.exclude' leaves out {listing(settings.excluded_patches)}: export without it"

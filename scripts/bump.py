@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from git import Git
-from git.exc import GitCommandError
+from rich import get_console
 from rich.console import Console
 
 from scripts import matrix, releases, sources
@@ -22,7 +21,6 @@ from scripts.sources import listing, short
 TAG = re.compile(r"v\d+\.\d+\.\d+")
 # What the configure.ac of FreeSWITCH asks for.
 LEAST = re.compile(r"sofia-sip-ua >= (?P<version>[0-9.]+)")
-TIMEOUT = 60
 
 
 def bump(
@@ -39,12 +37,12 @@ def bump(
     nothing newer. Raises ToolkitError if `tag` is unknown or has moved, or if
     nothing newer can be used.
     """
-    console = console or Console()
+    console = console or get_console()
     known = releases.load(table)
     current = settings.source("freeswitch")
     freeswitch = _with_tags(settings, current, known.freeswitch, tag)
     sofia = _with_tags(settings, settings.source("sofia-sip"), known.sofia_sip)
-    known = Releases(freeswitch, sofia, known.sets)
+    known = replace(known, freeswitch=freeswitch, sofia_sip=sofia)
     wanted = [tag] if tag else _newer(current, freeswitch)
     if not wanted:
         if not _newer(settings.source("sofia-sip"), sofia):
@@ -101,16 +99,8 @@ def _with_tags(settings: Settings, source: Source, known: Mapping[str, Release],
 
 def _tags(source: Source) -> dict[str, str]:
     """Return the commits of the tags that name releases, oldest first."""
-    command = ["git", "ls-remote", "--tags", "--", source.url]
-    try:
-        output = Git().execute(command, env={"GIT_TERMINAL_PROMPT": "0"}, kill_after_timeout=TIMEOUT)
-    except GitCommandError as error:
-        raise ToolkitError(
-            f"{source.name}: cannot list the tags of {source.url} ({sources.reason(error)}): check the network"
-        ) from error
     tags = {}
-    for line in str(output).splitlines():
-        commit, _, reference = line.partition("\t")
+    for reference, commit in sources.references(source, "--tags").items():
         name = reference.removeprefix("refs/tags/")
         # An annotated tag comes twice; the second time, with ^{}, it is the commit.
         if TAG.fullmatch(name.removesuffix("^{}")):
@@ -130,7 +120,7 @@ def _least(settings: Settings, source: Source, release: Release) -> str:
 
 
 def _write(pair: Pair, known: Releases, pins: Path, table: Path) -> None:
-    chosen = {"freeswitch": pair.freeswitch, "sofia_sip": pair.sofia_sip}
+    chosen = {"freeswitch": pair.freeswitch, "sofia_sip": pair.sofia_sip, "spandsp": pair.spandsp}
     text = pins.read_text()
     for key, release in chosen.items():
         if release:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import tempfile
@@ -12,18 +13,20 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import get_console
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from unidiff.patch import Hunk
 
-from scripts import patchset, releases, sources, template
+from scripts import patchset, releases, sources, template, terminal
 from scripts.errors import ToolkitError
 from scripts.patchset import Patch
 from scripts.releases import Pair, Release, Releases
 from scripts.settings import Settings, Source, choose
 from scripts.sources import listing, local
 
+MATRIX_FILE = "matrix.json"
+TIP_FILE = "tip.json"
 OFFSET = re.compile(r"^Hunk #\d+ succeeded at \d+ \(offset (-?\d+) lines?\)", re.MULTILINE)
 
 
@@ -54,16 +57,38 @@ class _Task:
     patches: tuple[Patch, ...]
 
 
-def run(settings: Settings, console: Console | None = None) -> bool:
-    """Try the series on every release that releases.yaml lists and print a table; return whether all apply."""
-    console = console or Console()
+def run(settings: Settings, console: Console | None = None, tip: bool = False) -> bool:
+    """Try the series on every release that releases.yaml lists and print a table; return whether all apply.
+
+    With `tip`, only on the newest commits of the upstreams, which no release
+    has. The trials are written to the report directory, too.
+    """
+    console = console or get_console()
     start = time.monotonic()
-    trials = try_all(settings, releases.load(), console)
+    trials = try_release(settings, newest(settings), console) if tip else try_all(settings, releases.load(), console)
+    write(trials, settings.report_directory / (TIP_FILE if tip else MATRIX_FILE))
     show(trials, console)
     good = sum(trial.applies for trial in trials)
     percent = 100 * good // len(trials) if trials else 0
-    console.print(f"{good} of {len(trials)} releases apply ({percent} %), {time.monotonic() - start:.1f} s")
+    what = "newest commits" if tip else "releases"
+    console.print(f"{good} of {len(trials)} {what} apply ({percent} %), {time.monotonic() - start:.1f} s")
     return good == len(trials)
+
+
+def newest(settings: Settings) -> Pair:
+    """Return the newest commits of FreeSWITCH and sofia-sip, pinned or not."""
+    freeswitch, sofia = (sources.tip(settings.source(name)) for name in ("freeswitch", "sofia-sip"))
+    return Pair(Release(releases.MASTER, freeswitch), Release(releases.MASTER, sofia))
+
+
+def write(trials: Sequence[Trial], path: Path) -> None:
+    """Write the `trials` to `path` as JSON."""
+    document = {
+        "applies": all(trial.applies for trial in trials),
+        "trials": [dataclasses.asdict(trial) for trial in trials],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8", errors="replace")
 
 
 def try_all(settings: Settings, known: Releases, console: Console | None = None) -> list[Trial]:
@@ -85,19 +110,19 @@ def try_release(settings: Settings, pair: Pair, console: Console | None = None) 
 
 def try_tasks(settings: Settings, tasks: Sequence[_Task], console: Console | None = None) -> list[Trial]:
     """Fetch what the `tasks` need and carry them out in parallel; return the trials in their order."""
-    console = console or Console()
+    console = console or get_console()
     results: dict[int, Trial] = {}
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("fetching", total=None)
+    with terminal.task(console, "upstreams") as shown:
+        shown.say("fetching")
         repositories = _fetch(settings, tasks)
-        progress.update(bar, description="applying", total=len(tasks))
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            futures = {
-                pool.submit(_try, repositories[task.source.name], task): index for index, task in enumerate(tasks)
-            }
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                progress.advance(bar)
+    with (
+        terminal.task(console, "applying", len(tasks)) as shown,
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+    ):
+        futures = {pool.submit(_try, repositories[task.source.name], task): index for index, task in enumerate(tasks)}
+        for future in as_completed(futures):
+            results[futures[future]] = future.result()
+            shown.advance()
     return [results[index] for index in range(len(tasks))]
 
 
@@ -108,10 +133,12 @@ def show(trials: Sequence[Trial], console: Console) -> None:
         name = " + ".join((trial.upstream, *trial.carried))
         applies = "[green]yes[/]" if trial.applies else "[red]no[/]"
         table.add_row(name, trial.release, applies, str(trial.hunks), str(trial.offset), str(trial.fuzz))
-    console.print(table, width=None if console.is_terminal else 160, highlight=False)
+    console.print(table, highlight=False)
     for trial in trials:
         if trial.why:
-            console.print(f"{trial.upstream} {trial.release}: {trial.why}", soft_wrap=True, highlight=False)
+            terminal.loud(console).print(
+                f"{trial.upstream} {trial.release}: {trial.why}", soft_wrap=True, highlight=False
+            )
 
 
 def _freeswitch_tasks(settings: Settings, known: Releases) -> Iterator[_Task]:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import get_console
 from rich.console import Console
 from rich.table import Table
 from unidiff.errors import UnidiffParseError
@@ -178,7 +179,7 @@ def run(settings: Settings, check_only: bool = False, to_pins: bool = False, con
 
 def show(outcomes: list[Outcome], console: Console | None = None) -> None:
     """Print what was done: a line per source and, if patches were applied, per patch and file."""
-    console = console or Console()
+    console = console or get_console()
     table = Table("", "+", "-", box=None, pad_edge=False, show_header=any(map(_is_news, outcomes)))
     table.columns[0].overflow = "fold"
     for outcome in outcomes:
@@ -189,8 +190,7 @@ def show(outcomes: list[Outcome], console: Console | None = None) -> None:
             table.add_row(f"  {patch.name}")
             for file in patch.diffstat:
                 table.add_row(f"    {file.path}", str(file.added), str(file.removed))
-    # Without a terminal rich takes 80 columns for granted.
-    console.print(table, width=None if console.is_terminal else 160, highlight=False)
+    console.print(table, highlight=False)
 
 
 def _is_news(outcome: Outcome) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -59,12 +59,14 @@ class Release:
     """One release of an upstream.
 
     `sofia_sip` is the oldest sofia-sip that a FreeSWITCH takes: a release or
-    IN_TREE; empty for other upstreams.
+    IN_TREE; empty for other upstreams. `include` are sparse-checkout patterns
+    of what only this release cannot be built without.
     """
 
     name: str
     commit: str
     sofia_sip: str = ""
+    include: tuple[str, ...] = ()
 
     @property
     def tag(self) -> str:
@@ -79,19 +81,21 @@ class Release:
 
 @dataclass(frozen=True)
 class Pair:
-    """A FreeSWITCH and the sofia-sip it is built with; None: the one in its tree."""
+    """A FreeSWITCH and the sofia-sip and spandsp it is built with; None: the one in its tree."""
 
     freeswitch: Release
     sofia_sip: Release | None
+    spandsp: Release | None = None
 
 
 @dataclass(frozen=True)
 class Releases:
-    """All that releases.yaml lists, oldest first."""
+    """All that releases.yaml lists, oldest first; `spandsp` by the FreeSWITCH from which on it is used."""
 
     freeswitch: Mapping[str, Release]
     sofia_sip: Mapping[str, Release]
     sets: Mapping[str, tuple[str, str]]
+    spandsp: Mapping[str, Release] = field(default_factory=dict)
 
     def named(self, name: str) -> Pair:
         """Return the pair of the set called `name`; ToolkitError if there is none."""
@@ -115,14 +119,14 @@ class Releases:
                 raise ToolkitError(
                     f"FreeSWITCH {freeswitch} needs sofia-sip {chosen.sofia_sip}, which is not supported"
                 )
-            return Pair(chosen, fitting[-1] if fitting else None)
+            return Pair(chosen, fitting[-1] if fitting else None, self._spandsp(chosen))
         if chosen.in_tree:
             raise ToolkitError(f"FreeSWITCH {freeswitch} has sofia-sip in its tree: leave out --sofia-sip")
         other = self._release("sofia-sip", self.sofia_sip, sofia_sip)
         if other not in fitting:
             names = ", ".join(release.name for release in fitting) or f"none of them, only {chosen.sofia_sip}"
             raise ToolkitError(f"FreeSWITCH {freeswitch} is not supported with sofia-sip {sofia_sip}: use {names}")
-        return Pair(chosen, other)
+        return Pair(chosen, other, self._spandsp(chosen))
 
     def fitting(self, freeswitch: Release) -> list[Release]:
         """Return the releases of sofia-sip that `freeswitch` takes; the branch only if that is one, too."""
@@ -134,6 +138,10 @@ class Releases:
             for release in self.sofia_sip.values()
             if Version(release.name) >= least and (release.name != MASTER or freeswitch.name == MASTER)
         ]
+
+    def _spandsp(self, freeswitch: Release) -> Release | None:
+        used = [release for name, release in self.spandsp.items() if Version(name) <= Version(freeswitch.name)]
+        return Release(MASTER, used[-1].commit) if used and not freeswitch.in_tree else None
 
     def _release(self, upstream: str, known: Mapping[str, Release], name: str) -> Release:
         if name not in known:
@@ -147,13 +155,14 @@ def load(file: Path = FILE) -> Releases:
         data = yaml.safe_load(file.read_text())
         tables = {
             upstream: {
-                name: Release(name, entry["commit"], entry.get("sofia_sip", "")) for name, entry in table.items()
+                name: Release(name, entry["commit"], entry.get("sofia_sip", ""), tuple(entry.get("include", ())))
+                for name, entry in table.items()
             }
             for upstream, table in data.items()
             if upstream != "sets"
         }
         sets = {name: (entry["freeswitch"], entry.get("sofia_sip", "")) for name, entry in data["sets"].items()}
-        releases = Releases(tables["freeswitch"], tables["sofia_sip"], sets)
+        releases = Releases(tables["freeswitch"], tables["sofia_sip"], sets, tables.get("spandsp", {}))
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ToolkitError(f"{file.name}: not of the right form ({' '.join(str(error).split())})") from error
     for upstream, table in tables.items():

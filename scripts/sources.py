@@ -24,9 +24,10 @@ from typing import Any
 from git import Git
 from git.cmd import handle_process_output
 from git.exc import GitCommandError
+from rich import get_console
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from scripts import terminal
 from scripts.errors import ToolkitError
 from scripts.settings import ROOT, Settings, Source
 
@@ -75,7 +76,7 @@ def clone(settings: Settings, console: Console | None = None) -> list[Cloned]:
     pinned commit, or if a tree that another pin asks to replace has local
     changes. A tree is complete or absent, whatever happens.
     """
-    console = console or Console()
+    console = console or get_console()
     results = []
     with locked(settings, console):
         current = {source.name: _is_current(source) for source in settings.sources}
@@ -98,7 +99,7 @@ def locked(settings: Settings, console: Console | None = None) -> Iterator[None]
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            (console or Console()).print(f"waiting for another run in {short(directory)}", soft_wrap=True)
+            (console or get_console()).print(f"waiting for another run in {short(directory)}", soft_wrap=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -177,6 +178,11 @@ def export(source: Source, target: Path) -> None:
     sidecar.write_text(key)
 
 
+def committed(source: Source) -> int:
+    """Return when the pinned commit of `source` was made, in seconds since the epoch; its tree must be there."""
+    return int(local(source.path, "show", "--no-patch", "--format=%ct", source.commit))
+
+
 def reachable(source: Source, timeout: float = 10.0) -> str:
     """Return "" if git can read the pinned tag of `source`, else the reason why not.
 
@@ -189,6 +195,32 @@ def reachable(source: Source, timeout: float = 10.0) -> str:
     except GitCommandError as error:
         return reason(error)
     return "" if output or not source.tag else f"there is no tag {source.tag}"
+
+
+def references(source: Source, *arguments: str, timeout: float = 60.0) -> dict[str, str]:
+    """Return the commits of the references that `git ls-remote` lists with `arguments`, in its order.
+
+    `timeout` is in seconds. Raises ToolkitError if the repository cannot be read.
+    """
+    options = [argument for argument in arguments if argument.startswith("-")]
+    names = [argument for argument in arguments if not argument.startswith("-")]
+    command = ["git", "ls-remote", *options, "--", source.url, *names]
+    try:
+        output = Git().execute(command, env={"GIT_TERMINAL_PROMPT": "0"}, kill_after_timeout=timeout)
+    except GitCommandError as error:
+        raise ToolkitError(
+            f"{source.name}: cannot list the references of {source.url} ({reason(error)}): check the network"
+        ) from error
+    lines = (line.partition("\t") for line in str(output).splitlines())
+    return {reference: commit for commit, _, reference in lines}
+
+
+def tip(source: Source) -> str:
+    """Return the newest commit of the default branch of `source`; ToolkitError if it cannot be read."""
+    found = references(source, "HEAD")
+    if "HEAD" not in found:
+        raise ToolkitError(f"{source.name}: {source.url} has no branch: correct {key(source)}.url")
+    return found["HEAD"]
 
 
 def local(
@@ -402,22 +434,18 @@ def make_repository(source: Source, path: Path) -> None:
 
 @contextmanager
 def _progress(source: Source, console: Console) -> Iterator[Callable[[str], None]]:
-    """Show the progress of git: a bar on a terminal, else one line at the start.
+    """Show the progress of git: a bar on a terminal, else its phases as lines.
 
     The function handed over takes the lines that git writes.
     """
-    if not console.is_terminal:
+    if not console.is_interactive:
         console.print(f"{source.name}: cloning {version(source)} from {source.url}", soft_wrap=True)
-        yield lambda line: None
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(source.name, total=None)
+    with terminal.task(console, source.name) as shown:
 
         def update(line: str) -> None:
             if match := PROGRESS.match(line):
-                description = f"{source.name}: {match['phase'].lower()}"
-                progress.update(task, description=description, completed=int(match["done"]), total=int(match["total"]))
+                shown.say(match["phase"].lower())
+                shown.at(int(match["done"]), int(match["total"]))
 
         yield update
 
@@ -461,7 +489,7 @@ def _unreachable(source: Source, why: str) -> str:
 def _write_tar(source: Source, target: Path) -> None:
     path = source.path
     excluded = _excluded(source)
-    when = int(local(path, "show", "--no-patch", "--format=%ct", source.commit))
+    when = committed(source)
     git = Git(path)
     git.update_environment(**_environment(path))
     try:

@@ -160,7 +160,7 @@ def test_unreachable(world: World) -> None:
     world.settings = dataclasses.replace(world.settings, sources=(nowhere, second))
     with pytest.raises(ToolkitError, match=r"freeswitch: cannot fetch its releases from file:///nowhere"):
         trials(world)
-    with pytest.raises(ToolkitError, match=r"freeswitch: cannot list the tags of file:///nowhere"):
+    with pytest.raises(ToolkitError, match=r"freeswitch: cannot list the references of file:///nowhere"):
         world.bump()
 
 

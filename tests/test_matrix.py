@@ -1,4 +1,4 @@
-"""The table of cases (matrix.yaml) against the patched FreeSWITCH."""
+"""The table of cases (matrix.yaml) against the patched FreeSWITCH; the report is in build/report/death-matrix.html."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import pytest
 
 from tests import player
 from tests.lab import Lab
-from tests.player import Case, Player
+from tests.player import Case
+from tests.record import Record
 
 CASES = player.load()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_case(lab: Lab, case: Case) -> None:
-    if case.profile == "six" and not lab.freeswitch.address6:
-        pytest.skip("this Docker engine makes no IPv6 networks")
-    assert not player.problems(Player(lab, case).play())
+def test_case(lab: Lab, case: Case, record: Record) -> None:
+    with record.case(lab, case) as entry:
+        if case.profile == "six" and not lab.freeswitch.address6:
+            pytest.skip("this Docker engine makes no IPv6 networks")
+        entry.stages = entry.player.play()
+        assert not player.problems(entry.stages)
 
 
 def test_nothing_came_later(lab: Lab) -> None:

@@ -40,6 +40,14 @@ def test_choices() -> None:
     assert settings.source("freeswitch").commit == commit
 
 
+def test_spandsp_goes_with_the_release() -> None:
+    def commit(name: str) -> str:
+        return load(freeswitch=name).source("spandsp").commit
+
+    assert load().source("spandsp").commit == commit("v1.10.12") == commit("v1.10.4")
+    assert commit("v1.11.0") == commit("master") != commit("v1.10.12")
+
+
 def test_sofia_sip_in_the_tree() -> None:
     settings = load(freeswitch="v1.8.7")
     (source,) = settings.sources
