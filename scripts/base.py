@@ -14,9 +14,10 @@ from pathlib import Path
 
 from docker.errors import DockerException, ImageNotFound
 from requests.exceptions import RequestException
+from rich import get_console
 from rich.console import Console
 
-from scripts import engine
+from scripts import engine, terminal
 from scripts.clean import LABEL
 from scripts.errors import ToolkitError
 from scripts.settings import Settings
@@ -29,7 +30,7 @@ def ensure(settings: Settings, console: Console | None = None) -> None:
 
     Raises ToolkitError if it is not there, cannot be pulled and cannot be made.
     """
-    console = console or Console()
+    console = console or get_console()
     name = settings.base_image
     with engine.connect() as client:
         try:
@@ -55,7 +56,7 @@ def make(settings: Settings, console: Console | None = None) -> None:
     something it needs is missing or fails; its temporary directory (some
     300 MB in the build directory) is removed in any case.
     """
-    console = console or Console()
+    console = console or get_console()
     tool = debootstrap()
     if tool is None:
         raise ToolkitError(f"debootstrap is missing, so {settings.base_image} cannot be made: {INSTALL}")
@@ -113,12 +114,10 @@ def _bootstrap(command: list[str], console: Console) -> None:
     last = ""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     try:
-        with console.status("debootstrap") as status:
+        with terminal.task(console, "debootstrap") as shown:
             for line in process.stdout or ():
                 last = line.strip() or last
-                status.update(f"debootstrap: {last.removeprefix('I: ')}")
-                if not console.is_terminal:
-                    console.print(last, soft_wrap=True, markup=False, highlight=False)
+                shown.say(last.removeprefix("I: "))
     finally:
         process.wait()
     if process.returncode:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from rich import get_console
 from rich.console import Console
 
 from scripts import engine, sources
@@ -12,8 +13,7 @@ from scripts.errors import ToolkitError
 from scripts.settings import Settings
 from scripts.sources import short
 
-# Every container, network and image that the toolkit makes carries this label.
-LABEL = "org.freeswitch-tp-error"
+LABEL = engine.LABEL
 
 
 def clean(
@@ -30,7 +30,7 @@ def clean(
     removed, a line each. Raises ToolkitError, before it removes anything, if
     Docker cannot be reached or (unless `force`) a source tree has local changes.
     """
-    console = console or Console()
+    console = console or get_console()
     if sources:
         _check_trees(settings, force)
     removed = _clean_engine(label, images) + _clean_build(settings, sources)

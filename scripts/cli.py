@@ -1,8 +1,9 @@
-"""What every task has in common: `--set`, and how a failure is shown."""
+"""What every task has in common: `--set` and `--quiet`, and how a failure is shown."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import shlex
 import shutil
@@ -11,10 +12,12 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, cast
 
+import rich
 from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
+from scripts import terminal
 from scripts.errors import ToolkitError
 from scripts.settings import ROOT, Settings, check_environment, load
 
@@ -26,6 +29,7 @@ SET = {
     "set": "Override a setting of invoke.yaml, as key=value (build.jobs=4, say), or use the set of releases "
     "of that name (master, say; see releases.yaml); may be repeated."
 }
+QUIET = {"quiet": "Print errors only, and what the task is there to print (the events of watch, say)."}
 RELEASES = {
     "freeswitch": "FreeSWITCH release to use in place of the pinned one (v1.10.7, say).",
     "sofia_sip": "sofia-sip release to use (default: the newest that fits).",
@@ -33,7 +37,7 @@ RELEASES = {
 
 
 def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., Any]]:
-    """Make an Invoke task with the option `--set` out of a function.
+    """Make an Invoke task with the options `--set` and `--quiet` out of a function.
 
     `help_texts` describe the other options. A ToolkitError becomes one line on
     stderr and exit status 1, and so does the result False, without the line;
@@ -45,6 +49,7 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
         def body(*args: P.args, **kwargs: P.kwargs) -> None:
             if shutil.which("git") is None:
                 raise Exit("error: git is missing: install it (`apt-get install git`)", code=1)
+            terminal.configure(quiet=bool(kwargs.pop("quiet", False)))
             try:
                 result = function(*args, **kwargs)
             except ToolkitError as error:
@@ -56,7 +61,13 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
             if result is False:
                 raise Exit(code=1)
 
-        return task(body, iterable=["set_"], help={**SET, **help_texts})
+        # Invoke makes the options out of the signature.
+        signature = inspect.signature(function)
+        quiet = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
+        body.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*signature.parameters.values(), quiet]
+        )
+        return task(body, iterable=["set_"], help={**SET, **QUIET, **help_texts})
 
     return decorate
 
@@ -74,12 +85,19 @@ def settings(context: Context, overrides: list[str], freeswitch: str = "", sofia
     return load(cast(Mapping[str, Any], context.config), overrides, freeswitch, sofia_sip)
 
 
-def run_tests(context: Context, overrides: list[str], arguments: str) -> bool:
+def run_tests(
+    context: Context, overrides: list[str], arguments: str, freeswitch: str = "", sofia_sip: str = ""
+) -> bool:
     """Run pytest with `arguments` (one shell-quoted string) and return whether all tests passed.
 
-    The tests of the real upstreams use the `--set` options too.
+    The tests of the real upstreams use the `--set` options and the releases, too.
     """
-    settings(context, overrides)
-    environment = {**os.environ, "TOOLKIT_SET": "\n".join(overrides)}
-    command = [sys.executable, "-m", "pytest", *shlex.split(arguments)]
+    settings(context, overrides, freeswitch, sofia_sip)
+    environment = {
+        **os.environ,
+        "TOOLKIT_SET": "\n".join(overrides),
+        "TOOLKIT_FREESWITCH": freeswitch,
+        "TOOLKIT_SOFIA_SIP": sofia_sip,
+    }
+    command = [sys.executable, "-m", "pytest", *(["-q"] if rich.get_console().quiet else []), *shlex.split(arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0

@@ -16,10 +16,11 @@ from docker import DockerClient
 from docker.errors import DockerException, ImageNotFound
 from git import Git
 from requests.exceptions import RequestException
+from rich import get_console
 from rich.console import Console
 from rich.markup import escape
 
-from scripts import engine, sources
+from scripts import engine, sources, terminal
 from scripts.base import INSTALL, debootstrap
 from scripts.errors import ToolkitError
 from scripts.settings import Settings, Source
@@ -49,7 +50,7 @@ def doctor(settings: Settings, console: Console | None = None, ports: Iterable[i
     `ports` are the TCP ports that must be free (default: the event socket's).
     Takes some 15 s at most.
     """
-    console = console or Console()
+    console = console or get_console()
     checks: list[Callable[[], list[Check]]] = [
         lambda: [_python(), _git(), _space(settings.build_directory, BUILD_SPACE, "build")],
         lambda: _docker(settings),
@@ -61,7 +62,8 @@ def doctor(settings: Settings, console: Console | None = None, ports: Iterable[i
     for outcome in outcomes:
         mark = "[red]✗[/red]" if outcome.remedy else "[green]✓[/green]"
         remedy = f": {outcome.remedy}" if outcome.remedy else ""
-        console.print(mark, escape(f"{outcome.name}: {outcome.detail}{remedy}"), soft_wrap=True, highlight=False)
+        where = terminal.loud(console) if outcome.remedy else console
+        where.print(mark, escape(f"{outcome.name}: {outcome.detail}{remedy}"), soft_wrap=True, highlight=False)
     return not any(outcome.remedy for outcome in outcomes)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import platform
+import shutil
+import subprocess
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import docker
@@ -13,6 +16,9 @@ from docker.errors import DockerException
 from requests.exceptions import RequestException
 
 from scripts.errors import ToolkitError
+
+# Every container, network and image that the toolkit makes carries this label.
+LABEL = "org.freeswitch-tp-error"
 
 
 @contextmanager
@@ -37,6 +43,44 @@ def connect(timeout: int = 60) -> Iterator[docker.DockerClient]:
         raise ToolkitError(f"Docker refused: {brief(error)}") from error
     finally:
         client.close()
+
+
+def versions(client: docker.DockerClient) -> dict[str, str]:
+    """Return the versions of the engine and of what it runs on."""
+    found = client.version()
+    return {
+        "docker": found["Version"],
+        "kernel": f"{found.get('KernelVersion', 'unknown')} ({found.get('Os', '?')}/{found.get('Arch', '?')})",
+        "host": client.info().get("OperatingSystem", "unknown"),
+        "python": platform.python_version(),
+    }
+
+
+def run(image: str, command: Sequence[str]) -> tuple[int, str]:
+    """Run `command` in a container of `image` without a network; return its exit status and what it wrote to stdout.
+
+    Nothing of the container stays.
+    """
+    with connect() as client:
+        container = client.containers.create(
+            image, entrypoint=list(command), command=[], network_disabled=True, labels={LABEL: "true"}
+        )
+        try:
+            container.start()
+            status = int(container.wait()["StatusCode"])
+            return status, container.logs(stdout=True, stderr=False).decode(errors="replace")
+        finally:
+            container.remove(force=True, v=True)
+
+
+def compose_command() -> str:
+    """Return what calls Docker Compose here; ToolkitError if nothing does."""
+    for command in ("docker compose", "docker-compose"):
+        if shutil.which(command.split()[0]):
+            outcome = subprocess.run([*command.split(), "version"], capture_output=True, check=False)
+            if outcome.returncode == 0:
+                return command
+    raise ToolkitError("neither `docker compose` nor `docker-compose` works: install Docker Compose")
 
 
 def _cause(error: BaseException) -> str:

@@ -68,7 +68,7 @@ def test_image_is_made_if_it_cannot_be_pulled(named: Settings, tmp_path: Path, m
     )
     output = io.StringIO()
     base.ensure(named, Console(file=output))
-    assert "cannot be pulled" in output.getvalue() and "I: Retrieving\n" in output.getvalue()
+    assert "cannot be pulled" in output.getvalue() and "debootstrap: Retrieving\n" in output.getvalue()
     with engine.connect() as client:
         image = client.images.get(named.base_image)
         assert image.labels == {LABEL: "true"}

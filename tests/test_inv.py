@@ -47,7 +47,20 @@ def run(project: Path, *arguments: str, **environment: str) -> subprocess.Comple
 def test_list_explains_every_task(project: Path) -> None:
     result = run(made(project), "--list")
     assert result.returncode == 0
-    for name in ("doctor", "base", "clone", "patch", "build", "verify", "watch", "clean", "test"):
+    for name in (
+        "doctor",
+        "base",
+        "clone",
+        "patch",
+        "build",
+        "verify",
+        "watch",
+        "clean",
+        "lint",
+        "push",
+        "summary",
+        "test",
+    ):
         line = next(line for line in result.stdout.splitlines() if line.split()[:1] == [name])
         assert len(line.split()) > 3
 
@@ -65,6 +78,7 @@ def test_every_task_has_set(project: Path, task: str) -> None:
     result = run(made(project), "--help", task)
     assert result.returncode == 0
     assert "-s, --set " in result.stdout and "key=value" in result.stdout
+    assert "-q, --quiet " in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -84,6 +98,15 @@ def test_mistakes_get_one_line(project: Path, arguments: list[str], message: str
     assert result.stderr.startswith(message)
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
+
+
+def test_quiet_run_prints_errors_only(project: Path) -> None:
+    made(project)
+    result = run(project, "clone", "--quiet", INVOKE_SOURCES_SOFIA_SIP_URL="file:///nowhere")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: sofia-sip: cannot fetch v1.13.17 from file:///nowhere (")
+    result = run(project, "doctor", "--quiet", DOCKER_HOST="unix:///nowhere")
+    assert result.returncode == 1 and "✗ Docker" in result.stdout and "✓" not in result.stdout
 
 
 def test_setting_from_the_environment(project: Path) -> None:
@@ -189,6 +212,18 @@ def test_requirement_that_cannot_be_installed(project: Path) -> None:
     last = result.stderr.splitlines()[-1]
     assert last.startswith("inv: cannot install requirements.txt (ERROR: No matching distribution found")
     assert not (project / ".venv").exists()
+
+
+def test_python_is_the_one_of_the_caller(project: Path, tmp_path: Path) -> None:
+    """A newer one further down PATH is not taken: that is how a pipeline tests several."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("python3", "python3.13"):
+        (tools / name).write_text(f'#!/bin/sh\necho {name} >>"{tmp_path}/used"\nexec "{sys.executable}" "$@"\n')
+        (tools / name).chmod(0o755)
+    (project / "requirements.txt").write_text("nothing-of-that-name==0.0.1\n")
+    run(project, "--list", PATH=f"{tools}:{os.environ['PATH']}", PIP_NO_INDEX="1")
+    assert set((tmp_path / "used").read_text().split()) == {"python3"}
 
 
 def test_python_that_is_too_old(project: Path, tmp_path: Path) -> None:
