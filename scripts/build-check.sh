@@ -28,6 +28,6 @@ tar -xf /usr/src/sofia-sip.tar
 	make -k check TESTS_ENVIRONMENT= LOG_COMPILER="timeout -k 5 $limit" || true
 } > log 2>&1 || { tail log >&2; exit 1; }
 
-for file in $(find . -name '*.trs'); do
+find . -name '*.trs' | while read -r file; do
 	echo "$(basename "$file" .trs) $(sed -n 's/^:test-result: //p' "$file")"
 done | sort

@@ -8,12 +8,12 @@ root=$1/root
 prefix=/usr/local/freeswitch
 
 mkdir -p "$root/usr/local/lib" "$root$prefix"
-cp -a /usr/local/lib/libsofia-sip-ua.so.* /usr/local/lib/libspandsp.so.* "$root/usr/local/lib/"
+find /usr/local/lib -maxdepth 1 -name 'lib*.so.*' -exec cp -a {} "$root/usr/local/lib/" \;
 for directory in bin lib mod; do
 	cp -a "$prefix/$directory" "$root$prefix/"
 done
 rm -rf "$root$prefix/lib/pkgconfig"
-find "$root" -name '*.a' -o -name '*.la' | xargs -r rm -f
+find "$root" \( -name '*.a' -o -name '*.la' \) -exec rm -f {} +
 find "$root" -type f -exec sh -c 'strip --strip-unneeded "$1" 2>/dev/null || true' sh {} \;
 mkdir -p "$root/etc/ld.so.conf.d"
 echo "$prefix/lib" > "$root/etc/ld.so.conf.d/freeswitch.conf"

@@ -1,48 +1,510 @@
 #!/bin/sh
-# Start FreeSWITCH in the foreground with the settings of the environment:
-#   ESL_LISTEN_IP  address of the event socket (127.0.0.1)
-#   ESL_PORT       its port (8021)
-#   ESL_ACL        networks that may connect to it, a,b/24,... (loopback only)
-#   ESL_PASSWORD   its password (generated, see /var/run/freeswitch/esl-password)
-#   SIP_DOMAIN     domain of the users (the container's address)
+# freeswitch-entrypoint.sh [OPTION... | check | COMMAND...]: check the settings in
+# the environment and start FreeSWITCH in the foreground, with OPTIONs if given.
+#   check    only check them
+#   COMMAND  run it instead (sh, say)
+#
+# share/variables lists the variables, NAME|KIND|DEFAULT a line. Of each there is
+# also NAME_FILE, if it is a secret: a file that has the value. A wrong value
+# ends it with one line on stderr and status 78, before anything is started.
+# shellcheck disable=SC2329 # load_variables calls the checks by their kind.
 set -eu
 
+share=/usr/local/share/freeswitch
+modules=/usr/local/freeswitch/mod
+run=/run/freeswitch
+lib=/var/lib/freeswitch
+
 fail() {
-	echo "freeswitch-entrypoint: $1" >&2
+	printf 'freeswitch-entrypoint: %s' "$1" | tr '\n' ' ' >&2
+	echo >&2
 	exit 78
 }
 
-# $1 name, $2 value, $3 characters that may be in it: the values end up in XML
-check() {
+warn() {
+	echo "freeswitch-entrypoint: warning: $1" >&2
+}
+
+# The checks take a name and a value, and further arguments of the kind. They
+# never let through what would mean something in XML or to FreeSWITCH.
+
+# $3 characters, as in a bracket expression
+check_characters() {
 	case $2 in
-	"" | *[!$3]*) fail "$1='$2' must be made of the characters $3" ;;
+	*[!$3]*) fail "$1='$2' must be made of the characters $3: correct it" ;;
 	esac
 }
 
-run=/var/run/freeswitch
+check_boolean() {
+	case $2 in
+	true | false) ;;
+	*) fail "$1='$2' must be true or false" ;;
+	esac
+}
 
-if [ -z "${ESL_PASSWORD:-}" ]; then
-	ESL_PASSWORD=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
-fi
-: "${ESL_LISTEN_IP:=127.0.0.1}" "${ESL_PORT:=8021}" "${ESL_ACL:=loopback.auto}"
-: "${SIP_DOMAIN:=$(hostname -i | cut -d' ' -f1)}"
+# $3 lowest, $4 highest
+check_integer() {
+	case $2 in
+	0?* | *[!0-9]* | ??????????*) fail "$1='$2' must be a whole number from $3 to $4" ;;
+	esac
+	[ "$2" -ge "$3" ] && [ "$2" -le "$4" ] || fail "$1='$2' must be a whole number from $3 to $4"
+}
 
-check ESL_LISTEN_IP "$ESL_LISTEN_IP" 0-9a-fA-F:.
-check ESL_PORT "$ESL_PORT" 0-9
-check ESL_ACL "$ESL_ACL" 0-9a-z:./,
-check SIP_DOMAIN "$SIP_DOMAIN" 0-9a-zA-Z:.-
-# Never shown, so it has a message of its own
-case $ESL_PASSWORD in
-*[!0-9a-zA-Z._~-]*) fail "ESL_PASSWORD must be made of the characters 0-9a-zA-Z._~-" ;;
-ClueCon) fail "ESL_PASSWORD is the well-known one: choose another" ;;
+check_port() {
+	case $2 in
+	0* | *[!0-9]* | ??????*) fail "$1='$2' is not a port: give a number from 1 to 65535" ;;
+	esac
+	[ "$2" -le 65535 ] || fail "$1='$2' is not a port: give a number from 1 to 65535"
+}
+
+check_timeout() {
+	[ "$2" = 0 ] || check_integer "$1" "$2" 2 32767
+}
+
+# Whether $1 is an IPv4 address
+is_ipv4() {
+	case $1 in
+	*[!0-9.]* | *..* | .* | *.) return 1 ;;
+	esac
+	(
+		IFS=.
+		# shellcheck disable=SC2086 # It is to be split.
+		set -- $1
+		[ $# -eq 4 ] || exit 1
+		for part; do
+			case $part in ????* | 0?*) exit 1 ;; esac
+			[ "$part" -le 255 ] || exit 1
+		done
+	)
+}
+
+# Whether $1 is an IPv6 address
+is_ipv6() {
+	case $1 in
+	*[!0-9a-fA-F:]* | *:::* | *::*::* | *[0-9a-fA-F][0-9a-fA-F][0-9a-fA-F][0-9a-fA-F][0-9a-fA-F]*) return 1 ;;
+	:[!:]* | *[!:]: | *:*:*:*:*:*:*:*:*) return 1 ;;
+	*::* | *:*:*:*:*:*:*:*) return 0 ;;
+	esac
+	return 1
+}
+
+check_address() {
+	is_ipv4 "$2" || is_ipv6 "$2" || fail "$1='$2' is not an IP address: give one like 192.0.2.10 or 2001:db8::10"
+}
+
+check_auto_or_address() {
+	[ "$2" = auto ] || is_ipv4 "$2" || is_ipv6 "$2" ||
+		fail "$1='$2' is not an IP address: give one of this machine, or auto"
+	case $2 in
+	0.0.0.0 | ::) fail "$1='$2': SIP needs the address that clients are told: give one of this machine, or auto" ;;
+	esac
+}
+
+# Items with commas between
+check_items() {
+	case $2 in
+	*[!0-9a-zA-Z:./,@+_-]* | *,,* | ,* | *,) fail "$1='$2' is not a list: give items with commas between, without spaces" ;;
+	esac
+}
+
+# Print the items of the list $1
+items() {
+	echo "$1" | tr , ' '
+}
+
+# Without a length it is one address
+check_networks() {
+	check_items "$1" "$2"
+	for network in $(items "$2"); do
+		address=${network%/*} length=${network##*/}
+		if [ "$length" = "$network" ]; then
+			length=0
+		fi
+		if is_ipv4 "$address"; then
+			most=32
+		elif is_ipv6 "$address"; then
+			most=128
+		else
+			fail "$1='$2': '$network' is not a network: give ones like 192.0.2.0/24, with commas between"
+		fi
+		case $length in
+		"" | *[!0-9]* | ????*) fail "$1='$2': '/$length' is not the length of a network: give a number up to $most" ;;
+		esac
+		[ "$length" -le "$most" ] || fail "$1='$2': '/$length' is not the length of a network: give a number up to $most"
+	done
+}
+
+# $3... what may be in the list
+check_list() {
+	check_items "$1" "$2"
+	name=$1 list=$2
+	shift 2
+	for item in $(items "$list"); do
+		case " $* " in
+		*" $item "*) ;;
+		*) fail "$name='$list': there is no '$item': use $(echo "$*" | sed 's/ /, /g')" ;;
+		esac
+	done
+}
+
+# $3... what it may be
+check_choice() {
+	name=$1 choice=$2
+	shift 2
+	case " $* " in
+	*" $choice "*) ;;
+	*) fail "$name='$choice' is none of $(echo "$*" | sed 's/ /, /g'): use one of them" ;;
+	esac
+}
+
+check_codecs() {
+	check_items "$1" "$2"
+	for codec in $(items "$2"); do
+		grep -qixF -- "${codec%%@*}" "$share/codecs" ||
+			fail "$1='$2': the image has no codec '${codec%%@*}': use $(paste -sd, "$share/codecs" | sed 's/,/, /g')"
+		case $codec in
+		*@*) echo "${codec#*@}" | grep -qE '^[0-9]+[hibck](@[0-9]+[hibck])*$' ||
+			fail "$1='$2': '@${codec#*@}' is no parameter of a codec: give ones like @16000h@20i" ;;
+		esac
+	done
+}
+
+check_modules() {
+	check_items "$1" "$2"
+	for module in $(items "$2"); do
+		case $module in
+		mod_*[!a-z0-9_]* | [!m]*) fail "$1='$2': '$module' is not a module: give names like mod_amqp" ;;
+		esac
+		[ -e "$modules/$module.so" ] || fail "$1='$2': the image has no $module: use a module set that has it"
+	done
+}
+
+check_name() {
+	check_characters "$1" "$2" 0-9a-zA-Z:._-
+}
+
+check_word() {
+	check_characters "$1" "$2" 0-9a-zA-Z@._~-
+}
+
+check_path() {
+	check_characters "$1" "$2" 0-9a-zA-Z/@._+-
+	case $2 in
+	/*) ;;
+	*) fail "$1='$2' is not an absolute path: begin it with /" ;;
+	esac
+}
+
+check_url() {
+	check_characters "$1" "$2" "0-9a-zA-Z/:?=%@.,_~+-"
+	case $2 in
+	http://*@* | https://*@*) fail "$1 has a user in it: give it as ${1%_URL}_USER and ${1%_URL}_PASSWORD" ;;
+	http://?* | https://?*) ;;
+	*) fail "$1='$2' is not an address: begin it with https:// or http://" ;;
+	esac
+}
+
+# Never shown, so it has messages of its own
+check_secret() {
+	case $2 in
+	*[!0-9a-zA-Z._~-]*) fail "$1 must be made of the characters 0-9a-zA-Z._~- : choose another" ;;
+	ClueCon) fail "$1 is the well-known one: choose another" ;;
+	esac
+}
+
+# $1 name, $2 file: read a secret into the variable NAME
+read_secret() {
+	eval "given=\${$1-}"
+	# shellcheck disable=SC2154 # eval sets it.
+	[ -z "$given" ] || fail "$1 and ${1}_FILE are both given: give one of them"
+	[ -f "$2" ] && [ -r "$2" ] || fail "${1}_FILE='$2' is not a file that user $(id -u) can read: mount it, or mend its mode"
+	secret=$(cat -- "$2")
+	[ -n "$secret" ] || fail "${1}_FILE='$2' is empty: write the value into it"
+	eval "$1=\$secret"
+}
+
+load_variables() {
+	known=
+	# shellcheck disable=SC2034 # eval reads the default.
+	while IFS='|' read -r name kind default; do
+		known="$known $name "
+		if [ "$kind" = secret ]; then
+			known="$known ${name}_FILE "
+			eval "file=\${${name}_FILE-}"
+			# shellcheck disable=SC2154
+			[ -z "$file" ] || read_secret "$name" "$file"
+		fi
+		eval "value=\${$name-}"
+		# shellcheck disable=SC2154
+		if [ -n "$value" ]; then
+			arguments=${kind#* }
+			[ "$arguments" != "$kind" ] || arguments=
+			# shellcheck disable=SC2086 # It is to be split.
+			"check_$(echo "${kind%% *}" | tr - _)" "$name" "$value" $arguments
+		else
+			eval "$name=\$default"
+		fi
+		# shellcheck disable=SC2163 # The variable of that name.
+		export "$name"
+	done < "$share/variables"
+}
+
+# What is allowed, and probably not meant
+give_warnings() {
+	for name in $(env | sed -nE 's/^((SIP|RTP|TP|TLS|ESL|DIRECTORY|DRAIN)_[A-Z0-9_]*)=.*/\1/p'); do
+		case $known in
+		*" $name "*) ;;
+		*) warn "$name is not one of the variables of this image" ;;
+		esac
+	done
+	set -- /etc/freeswitch/directory/*.xml
+	[ -n "$DIRECTORY_URL" ] || [ -e "$1" ] ||
+		warn "there are no users: mount them to /etc/freeswitch/directory, or set DIRECTORY_URL"
+	if listens tls || listens wss; then
+		openssl x509 -in "$TLS_CERT_FILE" -noout -checkend 0 >/dev/null ||
+			warn "the certificate in TLS_CERT_FILE='$TLS_CERT_FILE' has expired: renew it"
+	fi
+}
+
+# Whether SIP_TRANSPORTS names $1
+listens() {
+	case ,$SIP_TRANSPORTS, in *",$1,"*) return 0 ;; esac
+	return 1
+}
+
+# What a variable means together with others
+
+check_ports() {
+	used=
+	for item in "udp tcp:SIP_PORT:$SIP_PORT" "tls:SIP_TLS_PORT:$SIP_TLS_PORT" "ws:SIP_WS_PORT:$SIP_WS_PORT" \
+		"wss:SIP_WSS_PORT:$SIP_WSS_PORT" ":ESL_PORT:$ESL_PORT"; do
+		transports=${item%%:*} port=${item##*:} name=${item#*:} wanted=
+		name=${name%:*}
+		for transport in $transports; do
+			! listens "$transport" || wanted=yes
+		done
+		[ -n "$wanted$([ -n "$transports" ] || echo yes)" ] || continue
+		case $used in
+		*" $port="*)
+			other=${used##* "$port"=}
+			fail "$name='$port' is ${other%% *} as well: give each transport and the event socket a port of its own"
+			;;
+		esac
+		used="$used $port=$name "
+	done
+	[ "$RTP_END_PORT" -ge $((RTP_START_PORT + 3)) ] ||
+		fail "RTP_END_PORT='$RTP_END_PORT' must be at least 3 more than RTP_START_PORT='$RTP_START_PORT'"
+	if listens udp && [ "$SIP_PORT" -ge "$RTP_START_PORT" ] && [ "$SIP_PORT" -le "$RTP_END_PORT" ]; then
+		fail "SIP_PORT='$SIP_PORT' is among the ports for media: move RTP_START_PORT or RTP_END_PORT"
+	fi
+}
+
+# Addresses that have to be this machine's
+check_local() {
+	own=" 127.0.0.1 ::1 0.0.0.0 :: $(hostname -I)"
+	for item in "SIP_LISTEN_IP:$SIP_LISTEN_IP" "ESL_LISTEN_IP:$ESL_LISTEN_IP"; do
+		address=${item#*:}
+		case $address in auto | 127.*) continue ;; esac
+		case $own in
+		*" $address "*) ;;
+		*) fail "${item%%:*}='$address' is not an address of this machine: give one of $(hostname -I)" ;;
+		esac
+	done
+}
+
+check_event_socket() {
+	case $ESL_LISTEN_IP in
+	127.* | ::1) ;;
+	*)
+		[ -n "$ESL_PASSWORD" ] ||
+			fail "ESL_LISTEN_IP='$ESL_LISTEN_IP' opens the event socket, and ESL_PASSWORD is empty: give one"
+		[ -n "$ESL_ACL" ] ||
+			fail "ESL_LISTEN_IP='$ESL_LISTEN_IP' opens the event socket, and ESL_ACL is empty: name the networks that may connect"
+		;;
+	esac
+}
+
+check_directory() {
+	if [ -z "$DIRECTORY_URL" ]; then
+		[ -z "$DIRECTORY_USER$DIRECTORY_PASSWORD" ] ||
+			fail "DIRECTORY_USER or DIRECTORY_PASSWORD is given without DIRECTORY_URL: give the address, too"
+		return
+	fi
+	[ -e "$modules/mod_xml_curl.so" ] || fail "DIRECTORY_URL='$DIRECTORY_URL': the image has no mod_xml_curl: build it in"
+	[ -n "$DIRECTORY_USER" ] || [ -z "$DIRECTORY_PASSWORD" ] ||
+		fail "DIRECTORY_PASSWORD is given without DIRECTORY_USER: give both or none"
+	case $DIRECTORY_URL in
+	https://*) readable DIRECTORY_CA_FILE "$DIRECTORY_CA_FILE" ;;
+	esac
+}
+
+# $1 name, $2 file
+readable() {
+	[ -f "$2" ] || fail "$1='$2': there is no such file: mount it, or name another"
+	[ -r "$2" ] || fail "$1='$2' is not readable for user $(id -u): mend its owner or mode"
+}
+
+check_certificates() {
+	readable TLS_CERT_FILE "$TLS_CERT_FILE"
+	readable TLS_KEY_FILE "$TLS_KEY_FILE"
+	certified=$(openssl x509 -in "$TLS_CERT_FILE" -noout -pubkey 2>/dev/null) ||
+		fail "TLS_CERT_FILE='$TLS_CERT_FILE' has no certificate in PEM: convert it, or name another"
+	key=$(openssl pkey -in "$TLS_KEY_FILE" -passin pass: -pubout 2>/dev/null) ||
+		fail "TLS_KEY_FILE='$TLS_KEY_FILE' has no key in PEM without a passphrase: convert it, or name another"
+	[ "$certified" = "$key" ] ||
+		fail "TLS_KEY_FILE='$TLS_KEY_FILE' is not the key of the first certificate in TLS_CERT_FILE='$TLS_CERT_FILE': name the right one"
+	if [ -n "$TLS_CLIENT_CA_FILE" ]; then
+		readable TLS_CLIENT_CA_FILE "$TLS_CLIENT_CA_FILE"
+		openssl x509 -in "$TLS_CLIENT_CA_FILE" -noout 2>/dev/null ||
+			fail "TLS_CLIENT_CA_FILE='$TLS_CLIENT_CA_FILE' has no certificate in PEM: convert it, or name another"
+	fi
+}
+
+check_directories() {
+	for directory in "$run" /tmp "$lib/db" "$lib/recordings" "$lib/storage" "$lib/cache" /var/log/freeswitch; do
+		mkdir -p "$directory" 2>/dev/null && [ -w "$directory" ] ||
+			fail "$directory is not writable for user $(id -u): mount a volume that it owns, or a tmpfs"
+	done
+}
+
+# What FreeSWITCH reads at the start and what holds for this container only
+
+write_certificates() {
+	mkdir -p "$run/tls"
+	if listens tls || listens wss; then
+		# The stack wants certificate and key in one file.
+		for file in agent.pem wss.pem; do
+			{ cat -- "$TLS_CERT_FILE" && echo && cat -- "$TLS_KEY_FILE"; } > "$run/tls/$file"
+		done
+		cat -- "${TLS_CLIENT_CA_FILE:-/etc/ssl/certs/ca-certificates.crt}" > "$run/tls/cafile.pem"
+	fi
+}
+
+write_modules() {
+	[ -z "$DIRECTORY_URL" ] || LOAD_MODULES=mod_xml_curl${LOAD_MODULES:+,$LOAD_MODULES}
+	echo '<include>'
+	for module in $(echo "$LOAD_MODULES" | tr , '\n' | sort -u); do
+		echo "<load module=\"$module\"/>"
+	done
+	echo '</include>'
+}
+
+# For fs_cli, which finds it by way of /etc/fs_cli.conf
+write_client() {
+	case $ESL_LISTEN_IP in
+	0.0.0.0) host=127.0.0.1 ;;
+	::) host=::1 ;;
+	*) host=$ESL_LISTEN_IP ;;
+	esac
+	printf '[default]\nhost => %s\nport => %s\npassword => %s\n' "$host" "$ESL_PORT" "$ESL_PASSWORD"
+}
+
+derive() {
+	: "${SIP_DOMAIN:=$(hostname -i | cut -d' ' -f1)}"
+	if [ -z "$ESL_PASSWORD" ]; then
+		ESL_PASSWORD=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+	fi
+	acl=127.0.0.0/8,::1/128
+	case $ESL_LISTEN_IP in
+	127.* | ::1 | 0.0.0.0 | ::) ;;
+	*) acl=$acl,$ESL_LISTEN_IP ;;
+	esac
+	networks=
+	for network in $(items "$acl${ESL_ACL:+,$ESL_ACL}"); do
+		case $network in
+		*/*) ;;
+		*:*) network=$network/128 ;;
+		*) network=$network/32 ;;
+		esac
+		networks=$networks${networks:+,}$network
+	done
+	ESL_ACL=$networks
+	SIP_NAT=no-nat
+	[ -z "$SIP_EXTERNAL_IP" ] || SIP_NAT=behind-nat
+	SIP_TLS=false SIP_TLS_ONLY=false SIP_TLS_VERIFY=none SIP_WS_BINDING='' SIP_WSS_BINDING=''
+	if listens udp && listens tcp; then
+		SIP_BIND=udp,tcp
+	elif listens udp; then
+		SIP_BIND=udp
+	else
+		SIP_BIND=tcp
+	fi
+	if listens tls; then
+		SIP_TLS=true
+		listens udp || listens tcp || SIP_TLS_ONLY=true
+		[ -z "$TLS_CLIENT_CA_FILE" ] || SIP_TLS_VERIFY=in
+	fi
+	! listens ws || SIP_WS_BINDING=:$SIP_WS_PORT
+	! listens wss || SIP_WSS_BINDING=:$SIP_WSS_PORT
+	LOG_LEVELS=debug,info,notice,warning,err,crit,alert
+	LOG_LEVELS=${LOG_LEVEL:?}${LOG_LEVELS#*"$LOG_LEVEL"}
+	DIRECTORY_CREDENTIALS=
+	[ -z "$DIRECTORY_USER" ] || DIRECTORY_CREDENTIALS=$DIRECTORY_USER:$DIRECTORY_PASSWORD
+	export SIP_DOMAIN SIP_NAT SIP_BIND SIP_TLS SIP_TLS_ONLY SIP_TLS_VERIFY SIP_WS_BINDING SIP_WSS_BINDING
+	export ESL_PASSWORD ESL_ACL DIRECTORY_CREDENTIALS LOG_LEVELS
+}
+
+# SIGTERM to this shell: take no more calls, wait for those there are, then stop.
+drain() {
+	trap 'signalled=yes && kill -TERM "$freeswitch"' TERM INT
+	signalled=yes
+	echo "freeswitch-entrypoint: taking no more calls, waiting up to $DRAIN_SECONDS s for those there are" >&2
+	if fs_cli -x 'fsctl pause inbound' >/dev/null && fs_cli -x 'bgapi fsctl shutdown elegant' >/dev/null; then
+		left=$DRAIN_SECONDS
+		while [ "$left" -gt 0 ] && kill -0 "$freeswitch" 2>/dev/null; do
+			sleep 1 &
+			wait $! || true
+			left=$((left - 1))
+		done
+	fi
+	kill -TERM "$freeswitch" 2>/dev/null || true
+}
+
+case ${1:-} in
+"" | -* | check) ;;
+*) exec "$@" ;;
 esac
-[ "$ESL_PORT" -ge 1 ] && [ "$ESL_PORT" -le 65535 ] || fail "ESL_PORT=$ESL_PORT is not a port (1 to 65535)"
-[ -w "$run" ] || fail "$run is not writable for user $(id -u): mount a volume or tmpfs it owns"
 
-(umask 077 && echo "$ESL_PASSWORD" > "$run/esl-password")
-export ESL_LISTEN_IP ESL_PORT ESL_ACL ESL_PASSWORD SIP_DOMAIN
+load_variables
+listens udp || listens tcp || listens tls ||
+	fail "SIP_TRANSPORTS='$SIP_TRANSPORTS' must have one of udp, tcp and tls in it: add one"
+check_ports
+check_event_socket
+check_directory
+if listens tls || listens wss; then
+	check_certificates
+elif [ -n "$TLS_CLIENT_CA_FILE" ]; then
+	fail "TLS_CLIENT_CA_FILE='$TLS_CLIENT_CA_FILE' is for TLS: add tls to SIP_TRANSPORTS"
+fi
+check_directories
+give_warnings
+if [ "${1:-}" = check ]; then
+	echo "freeswitch-entrypoint: the settings are in order"
+	exit
+fi
+check_local
 
-exec freeswitch -nonat -nf -nc -conf /etc/freeswitch -log /var/log/freeswitch -db /var/lib/freeswitch/db \
-	-run "$run" -certs /etc/freeswitch/tls -recordings /var/lib/freeswitch/recordings \
-	-storage /var/lib/freeswitch/storage -cache /var/lib/freeswitch/cache -scripts /etc/freeswitch/scripts \
-	-temp /tmp "$@"
+derive
+umask 077
+write_certificates
+write_modules > "$run/modules.xml"
+write_client > "$run/fs_cli.conf"
+echo "$ESL_PASSWORD" > "$run/esl-password"
+# Logs and recordings are also for their group.
+umask 027
+
+set -- freeswitch -nonat -nf -nc -conf /etc/freeswitch -log /var/log/freeswitch -db "$lib/db" \
+	-run "$run" -certs "$run/tls" -recordings "$lib/recordings" -storage "$lib/storage" -cache "$lib/cache" \
+	-scripts /etc/freeswitch/scripts -temp /tmp "$@"
+[ "$DRAIN_SECONDS" -gt 0 ] || exec "$@"
+
+"$@" &
+freeswitch=$!
+signalled=yes
+trap drain TERM INT
+# A signal ends the wait, too.
+while [ -n "$signalled" ]; do
+	signalled='' status=0
+	wait "$freeswitch" || status=$?
+done
+exit "$status"

@@ -8,49 +8,76 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import docker
+import yaml
 from docker.errors import NotFound
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich import get_console
 from rich.console import Console
 
-from scripts import base, engine, patchset, sources
+from scripts import base, cache, engine, patchset, provenance, sbom, sources, terminal
 from scripts.clean import LABEL
 from scripts.errors import ToolkitError
+from scripts.scenario import render
 from scripts.settings import ROOT, Settings
 
 DOCKERFILE = ROOT / "Dockerfile.build"
-TEMPLATES = ROOT / "templates" / "freeswitch" / "conf"
-SCRIPTS = ("build-dist.sh", "build-patch.sh", "freeswitch-entrypoint.sh")
+TEMPLATES = ROOT / "templates" / "freeswitch"
+VARIABLES = TEMPLATES / "variables.yaml"
+# Directories of templates and of the context: the configuration, and what the entrypoint reads.
+CONFIGURATION, SHARE = "conf", "share"
+SITE = ROOT / "templates" / "build"
+SCRIPTS = ("build-dist.sh", "build-library.sh", "build-patch.sh", "freeswitch-entrypoint.sh", "freeswitch-health.sh")
+# How Docker's two builders begin a step that takes long, and how they say that they need not.
+STEP = re.compile(r"Step \d+/\d+ : RUN .*|#\d+ \[.*\] RUN .*")
+CACHED = re.compile(r" ---> Using cache|#\d+ CACHED")
+# What the bill of materials calls the image, whatever its tag: the tag must not make it another image.
+NAME = "freeswitch-tp-error"
 # Where the runtime images keep what the series changes.
 LIBRARY = "/usr/local/lib/libsofia-sip-ua.so.0"
 MODULE = "/usr/local/freeswitch/mod/mod_sofia.so"
+# Its bill of materials: in the context, in the image, in the reports.
+SBOM = "sbom.cdx.json"
+SBOM_IN_IMAGE = f"/usr/local/share/freeswitch/{SBOM}"
 
-
+PHONE = "phone.xml"
 # What of the context goes into an image that has nothing of the series.
-STOCK_INPUTS = ("sources", "modules.conf", "conf", "scripts")
-SERIES = f"{LABEL}.series"
-INPUTS = f"{LABEL}.inputs"
+STOCK_INPUTS = (
+    "sources",
+    "config.site",
+    "modules.conf",
+    "packages",
+    "configure.options",
+    CONFIGURATION,
+    SHARE,
+    "scripts",
+)
+INPUTS = cache.INPUTS
 
 
 @dataclass(frozen=True)
 class Target:
     """A stage of Dockerfile.build and the image made of it.
 
-    `inputs` are the files and directories of the context it depends on.
+    `inputs` are the files and directories of the context it depends on;
+    `dockerfile` is another file than Dockerfile.build, the whole of it.
     """
 
     stage: str
     tag: str
     inputs: Sequence[str]
     labels: Mapping[str, str]
+    dockerfile: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -70,50 +97,39 @@ def build(settings: Settings, console: Console | None = None) -> Images:
     images do not contain what they should; Docker's output is then in
     build/build.log.
     """
-    console = console or Console()
+    console = console or get_console()
     start = time.monotonic()
-    for source in settings.sources:
-        if source.carried:
-            raise ToolkitError(
-                f"{source.name} {sources.version(source)} has {' and '.join(dict(source.carried))} in its tree, and "
-                "images are built of releases with a separate sofia-sip only: use v1.10.4 or newer, or `inv patch`"
-            )
     with engine.connect():
         pass  # Without an engine nothing below is worth its time.
     sources.clone(settings, console)
     patchset.run(settings, console=console)
     base.ensure(settings, console)
     context = make_context(settings)
-    pins = {f"{LABEL}.{source.name}": source.commit for source in settings.sources}
-    tags = {stage: f"{settings.image}:{stage}" for stage in ("stock", "patched", "sipp")}
-    # The build stage of the stock image is named too, so that pruning dangling images does not cost its cache.
-    targets = (
-        Target("stock", f"{settings.image}:build", STOCK_INPUTS, pins),
-        Target("runtime-stock", tags["stock"], STOCK_INPUTS, pins),
-        Target(
-            "runtime-patched",
-            tags["patched"],
-            (*STOCK_INPUTS, "patches"),
-            {**pins, SERIES: patchset.series_hash(settings)},
-        ),
-        Target("sipp", tags["sipp"], (), {}),
-    )
+    every = targets(settings)
     log = settings.build_directory / "build.log"
     log.unlink(missing_ok=True)
-    with engine.connect() as client:
-        base_id = client.images.get(settings.base_image).id
-        made_from = {target.tag: _made_from(client, target) for target in targets}
-    for target in targets:
-        inputs = hash_inputs(context, target, base_id)
-        if made_from[target.tag] == inputs:
-            console.print(f"{target.tag}: up to date")
-        else:
-            labels = {LABEL: "true", INPUTS: inputs, **target.labels}
-            _docker_build(settings, context, target, labels, log, console)
+    for target in every:
+        if SBOM in target.inputs:
+            _write_sbom(settings, context)
+        make(settings, context, target, log, console)
     check(settings)
+    check_size(settings, console)
+    tags = {stage: f"{settings.image}:{stage}" for stage in ("stock", "patched", "sipp")}
     images = Images(**tags, seconds=time.monotonic() - start)
     console.print(f"built {images.stock}, {images.patched} and {images.sipp} in {images.seconds:.0f} s")
     return images
+
+
+def targets(settings: Settings) -> tuple[Target, ...]:
+    """Return what is built, in the order in which one can need what came before."""
+    stock, patched = (provenance.labels(settings, patched) for patched in (False, True))
+    # The build stage of the stock image is named too, so that pruning dangling images does not cost its cache.
+    return (
+        Target("stock", f"{settings.image}:build", STOCK_INPUTS, {}),
+        Target("runtime-stock", f"{settings.image}:stock", STOCK_INPUTS, stock),
+        Target("runtime-patched", f"{settings.image}:patched", (*STOCK_INPUTS, "patches", SBOM), patched),
+        Target("sipp", f"{settings.image}:sipp", (PHONE,), {}),
+    )
 
 
 def make_context(settings: Settings) -> Path:
@@ -124,19 +140,53 @@ def make_context(settings: Settings) -> Path:
     context = settings.build_directory / "context"
     for source in settings.sources:
         sources.export(source, context / "sources" / f"{source.name}.tar")
-    for name in ("patches", "conf", "scripts"):
+        for name, _ in source.carried:
+            (context / "sources" / f"{name}.tar").unlink(missing_ok=True)
+    for name in ("patches", CONFIGURATION, SHARE, "scripts"):
         shutil.rmtree(context / name, ignore_errors=True)
         (context / name).mkdir(parents=True)
     for source in settings.sources:
-        directory = context / "patches" / source.name
-        directory.mkdir()
+        # The patches of what it carries are among its own.
+        for name in (source.name, *dict(source.carried)):
+            (context / "patches" / name).mkdir()
         for patch in patchset.render(settings, source):
-            _write(directory / patch.name, patch.text)
+            _write(context / "patches" / source.name / patch.name, patch.text)
     for script in SCRIPTS:
         shutil.copy2(ROOT / "scripts" / script, context / "scripts" / script)
-    _write(context / "modules.conf", "".join(f"{module}\n" for module in settings.modules))
-    _render_configuration(settings, context / "conf")
+    _write(context / "config.site", site(settings))
+    chosen = settings.module_set
+    # A phone as SIPp plays it: user, domain and the answer to the challenge are
+    # fields of its CSV file, the answer as a whole: SIPp has no fields inside of a keyword.
+    _write(
+        context / PHONE,
+        render(
+            "sipp/register",
+            user="[field0]",
+            domain="[field1]",
+            answer="[field2]",
+            timeout_ms=10_000,
+            hold_ms=86_400_000,
+        ),
+    )
+    for file, lines in {
+        "modules.conf": chosen.modules,
+        "packages": chosen.packages,
+        "configure.options": chosen.configure,
+    }.items():
+        _write(context / file, "".join(f"{line}\n" for line in lines))
+    _render(settings, context, CONFIGURATION)
+    _render(settings, context, SHARE)
+    for empty in ("directory", "scripts", "tls"):
+        (context / CONFIGURATION / empty).mkdir()
     return context
+
+
+def site(settings: Settings) -> str:
+    """Return what every configure script is told (autoconf's CONFIG_SITE)."""
+    templates = Environment(
+        loader=FileSystemLoader(SITE), undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
+    )
+    return templates.get_template("config.site.j2").render(patchset.variables(settings))
 
 
 def check(settings: Settings) -> None:
@@ -144,10 +194,12 @@ def check(settings: Settings) -> None:
 
     Raises ToolkitError that names the image and the file.
     """
-    expected = {LIBRARY: settings.nua_event, MODULE: settings.esl_event}
+    in_tree = "sofia-sip" in dict(settings.source("freeswitch").carried)
+    # A sofia-sip in the tree of FreeSWITCH is linked into the module.
+    expected = ((MODULE if in_tree else LIBRARY, settings.nua_event), (MODULE, settings.esl_event))
     for stage, patched in (("patched", True), ("stock", False)):
         tag = f"{settings.image}:{stage}"
-        for path, text in expected.items():
+        for path, text in expected:
             if _contains(tag, path, text) is not patched:
                 what = "does not contain" if patched else "contains"
                 raise ToolkitError(
@@ -157,25 +209,56 @@ def check(settings: Settings) -> None:
 
 def _contains(tag: str, path: str, text: str) -> bool:
     command = ["grep", "--quiet", "--binary-files=text", "--fixed-strings", text, path]
-    with engine.connect() as client:
-        container = client.containers.create(tag, entrypoint=command, network_disabled=True, labels={LABEL: "true"})
-        try:
-            container.start()
-            status = int(container.wait()["StatusCode"])
-        finally:
-            container.remove(force=True)
+    status, _ = engine.run(tag, command)
     if status > 1:
         raise ToolkitError(f"image {tag}: {path} is missing: remove the image (`inv clean`) and build again")
     return status == 0
 
 
+def check_size(settings: Settings, console: Console) -> None:
+    """Check that the patched image adds no more to its base than is stated for its module set.
+
+    Raises ToolkitError with both sizes if it is too large.
+    """
+    tag, chosen = f"{settings.image}:patched", settings.module_set
+    with engine.connect() as client:
+        added = (client.images.get(tag).attrs["Size"] - client.images.get(settings.base_image).attrs["Size"]) / 1e6
+    if chosen.size is None:
+        console.print(f"{tag}: {added:.0f} MB more than {settings.base_image}")
+        return
+    console.print(
+        f"{tag}: {added:.0f} MB more than {settings.base_image}, {chosen.size:g} are stated for {chosen.name}"
+    )
+    if settings.growth >= 0 and added > chosen.size * (1 + settings.growth / 100):
+        raise ToolkitError(
+            f"image {tag} adds {added:.0f} MB to its base, over {settings.growth:g} % more than the {chosen.size:g} "
+            f"stated for the module set {chosen.name}: find what it is, or state it (module_sets.{chosen.name}.size), "
+            "or allow it with --set build.growth=..."
+        )
+
+
+def _write_sbom(settings: Settings, context: Path) -> None:
+    """Write the bill of materials into the context and the reports; the stock image has the packages."""
+    query = f"dpkg-query --show --showformat='{sbom.FORMAT}' && . /etc/os-release && echo $ID-$VERSION_ID"
+    status, output = engine.run(f"{settings.image}:stock", ["sh", "-c", query])
+    if status:
+        raise ToolkitError(f"image {settings.image}:stock: dpkg-query failed: {output.strip()}")
+    *listing, distro = output.splitlines()
+    text = sbom.make(
+        settings, NAME, provenance.version(settings), provenance.epoch(settings), sbom.packages(listing), distro
+    )
+    _write(context / SBOM, text)
+    _write(settings.report_directory / SBOM, text)
+
+
 def hash_inputs(context: Path, target: Target, base_id: str) -> str:
-    """Return a hash of all that `target` is made from: base image, Dockerfile, its part of the context.
+    """Return a hash of all that `target` is made from: base image, Dockerfile, labels, its part of the context.
 
     Docker's own cache knows as much, but only after all of the context has been
     sent to it, once for each target.
     """
-    digest = hashlib.sha256(f"{base_id}\0{target.stage}\0".encode() + DOCKERFILE.read_bytes())
+    head = f"{base_id}\0{target.stage}\0{json.dumps(dict(target.labels), sort_keys=True)}\0"
+    digest = hashlib.sha256(head.encode() + (target.dockerfile or DOCKERFILE).read_bytes())
     for name in target.inputs:
         top = context / name
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
@@ -186,11 +269,17 @@ def hash_inputs(context: Path, target: Target, base_id: str) -> str:
     return digest.hexdigest()
 
 
-def _made_from(client: docker.DockerClient, target: Target) -> str:
-    """Return the hash of what the image of `target` was made from, "" if there is none."""
-    with contextlib.suppress(NotFound):
-        return str(client.images.get(target.tag).labels.get(INPUTS, ""))
-    return ""
+def make(settings: Settings, context: Path, target: Target, log: Path, console: Console) -> None:
+    """Make the image of `target` unless it was made from the same already."""
+    with engine.connect() as client:
+        inputs = hash_inputs(context, target, client.images.get(settings.base_image).id)
+        made_from = ""
+        with contextlib.suppress(NotFound):
+            made_from = str(client.images.get(target.tag).labels.get(INPUTS, ""))
+    if made_from == inputs:
+        console.print(f"{target.tag}: up to date")
+    elif not cache.fetch(settings, target.tag, inputs, console):
+        docker_build(settings, context, target, {LABEL: "true", INPUTS: inputs, **target.labels}, log, console)
 
 
 def _write(path: Path, text: str) -> None:
@@ -199,46 +288,98 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
-def _render_configuration(settings: Settings, target: Path) -> None:
+def variables() -> list[dict[str, Any]]:
+    """Return the groups of variables that the image takes from its environment: `title`, `variables`."""
+    return list(yaml.safe_load(VARIABLES.read_text()))
+
+
+# What the entrypoint makes of the variables for the configuration.
+DERIVED = (
+    "SIP_NAT",
+    "SIP_BIND",
+    "SIP_TLS",
+    "SIP_TLS_ONLY",
+    "SIP_TLS_VERIFY",
+    "SIP_WS_BINDING",
+    "SIP_WSS_BINDING",
+    "DIRECTORY_CREDENTIALS",
+    "LOG_LEVELS",
+)
+
+
+def _render(settings: Settings, context: Path, name: str) -> None:
+    """Render the directory `name` of the templates into the context."""
     templates = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=True
+        loader=FileSystemLoader(TEMPLATES / name),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=True,
     )
-    variables: Mapping[str, object] = {"modules": settings.modules}
-    for name in templates.list_templates():
-        _write(target / name.removesuffix(".j2"), templates.get_template(name).render(variables))
-    for directory in ("directory", "scripts", "tls"):
-        (target / directory).mkdir()
+    groups = variables()
+    values: Mapping[str, object] = {
+        "modules": settings.module_set.modules,
+        "configure": settings.module_set.configure,
+        "groups": groups,
+        "variables": [*(variable["name"] for group in groups for variable in group["variables"]), *DERIVED],
+    }
+    for template in templates.list_templates():
+        _write(context / name / template.removesuffix(".j2"), templates.get_template(template).render(values))
 
 
-def _docker_build(
-    settings: Settings, context: Path, target: Target, labels: Mapping[str, str], log: Path, console: Console
+def docker_build(
+    settings: Settings,
+    context: Path,
+    target: Target,
+    labels: Mapping[str, str],
+    log: Path,
+    console: Console,
+    afresh: bool = False,
 ) -> None:
-    """Run `docker build`, which shows its own steps, and keep its output in `log`."""
+    """Run `docker build`, which shows its own steps, and add its output to `log`.
+
+    `afresh` does without Docker's cache.
+    """
     tag = target.tag
-    command = ["docker", "build", "--force-rm", "--file", str(DOCKERFILE), "--target", target.stage, "--tag", tag]
-    arguments = {"BASE_IMAGE": settings.base_image, "JOBS": str(settings.jobs)}
+    command = ["docker", "build", "--force-rm", "--file", str(target.dockerfile or DOCKERFILE), "--tag", tag]
+    if target.stage:
+        command += ["--target", target.stage]
+    arguments = {
+        "BASE_IMAGE": settings.base_image,
+        "JOBS": str(settings.jobs),
+        "SOURCE_DATE_EPOCH": str(provenance.epoch(settings)),
+    }
+    if settings.cache:
+        # BuildKit reuses the layers of a pulled image only if the image describes them.
+        arguments["BUILDKIT_INLINE_CACHE"] = "1"
     for name, value in arguments.items():
         command += ["--build-arg", f"{name}={value}"]
+    for image in [] if afresh else cache.layers(settings):
+        command += ["--cache-from", image]
     for name, value in labels.items():
         command += ["--label", f"{name}={value}"]
+    if afresh:
+        command.append("--no-cache")
     command.append(str(context))
     environment = {**os.environ, "BUILDKIT_PROGRESS": "plain"}
     start = time.monotonic()
     with log.open("a", encoding="utf-8", errors="replace") as output:
         output.write(f"==> {tag}\n")
-        with console.status(f"building {tag}") as status:
+        with terminal.task(console, f"building {tag}") as shown:
             process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 encoding="utf-8", errors="replace",
             )  # fmt: skip
             assert process.stdout
-            last = ""
+            last, step = "", None
             try:
                 for line in process.stdout:
                     output.write(line)
                     last = line.strip() or last
-                    if line.startswith(("Step ", "#")):
-                        status.update(f"building {tag}: {line.strip()[:100]} ({time.monotonic() - start:.0f} s)")
+                    if step and not CACHED.match(line):
+                        shown.say(step[0][:100].rstrip())
+                    step = STEP.match(line)
             except BaseException:
                 process.terminate()
                 raise

@@ -1,0 +1,19 @@
+#!/bin/sh
+# freeswitch-health.sh: ask FreeSWITCH over its event socket whether it is ready
+# and its SIP profiles run. Prints what it says; status 0 if all is well.
+set -eu
+
+status=$(fs_cli -T 2000 -t 4000 -x status)
+case $status in
+*"is ready"*) ;;
+*)
+	echo "not ready: $status"
+	exit 1
+	;;
+esac
+
+# A table: name, type, data, state
+fs_cli -T 2000 -t 4000 -x 'sofia status' | awk -F '\t' '
+	$2 ~ /^ *profile$/ { if ($4 ~ /^RUNNING/) running++; else { print "SIP profile" $1 " is " $4; bad = 1 } }
+	END { if (!running) print "no SIP profile runs"; exit bad || !running }'
+echo ready

@@ -1,0 +1,542 @@
+"""The image as it is deployed: what it lets in, how it stops, what it can do without."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import re
+import secrets
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+from xml.etree import ElementTree
+
+import pytest
+import trustme
+from docker.models.containers import Container
+from docker.types import IPAMConfig, IPAMPool
+
+from scripts import engine
+from scripts.clean import LABEL
+from scripts.errors import ToolkitError
+from scripts.events import Subscriber
+from scripts.scenario import DIRECTORY, DOMAIN, render
+from scripts.settings import Settings
+from tests.sip import Client
+
+ECHO = "9196"
+ESL_PORT = 8021
+STATUS_OF_CONFIGURATION_ERROR = 78
+
+
+@dataclass
+class Node:
+    """A container of the image, and a user that can register there."""
+
+    container: Container
+    settings: Settings
+    user: str = "alice"
+    password: str = ""
+
+    @property
+    def address(self) -> str:
+        self.container.reload()
+        (network,) = self.container.attrs["NetworkSettings"]["Networks"].values()
+        return str(network["IPAddress"])
+
+    @property
+    def state(self) -> dict[str, Any]:
+        self.container.reload()
+        return dict(self.container.attrs["State"])
+
+    def log(self) -> str:
+        return str(self.container.logs().decode(errors="replace"))
+
+    def shell(self, script: str) -> tuple[int, str]:
+        """Return the exit status of `script` in the container and what it printed."""
+        code, output = self.container.exec_run(["sh", "-c", script])
+        return code, output.decode(errors="replace").strip()
+
+    def cli(self, command: str) -> str:
+        """Return what FreeSWITCH answers to `command`."""
+        code, output = self.container.exec_run(["fs_cli", "-x", command])
+        assert code == 0, output
+        return str(output.decode(errors="replace").strip())
+
+    def configured(self, name: str) -> dict[str, str]:
+        """Return the parameters in the configuration file `name`, as FreeSWITCH has read it."""
+        xml = ElementTree.fromstring(self.cli(f"xml_locate configuration configuration name {name}"))
+        return {param.attrib["name"]: param.attrib["value"] for param in xml.iter("param")}
+
+    def wait(self, done: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + self.settings.start_timeout
+        while not done():
+            assert time.monotonic() < deadline, f"{what}: {self.log()}"
+            time.sleep(0.2)
+
+    def ready(self) -> Node:
+        """Wait until FreeSWITCH says that all is well."""
+
+        def healthy() -> bool:
+            assert self.state["Running"], self.log()
+            return self.shell("freeswitch-health.sh")[0] == 0
+
+        self.wait(healthy, "not ready")
+        return self
+
+    def call(self) -> str:
+        """Return the identifier of the one call there is."""
+        self.wait(lambda: ECHO in self.cli("show channels"), "no call")
+        (uuid,) = (line.split(",")[0] for line in self.cli("show channels").splitlines() if ECHO in line)
+        return uuid
+
+    def client(self, transport: str = "tcp", port: int = 5060) -> Client:
+        return Client(transport, self.address, port)
+
+    def register(self, transport: str = "tcp", port: int = 5060) -> Client:
+        """Return a client that has registered the user."""
+        client = self.client(transport, port)
+        client.register(self.user, self.password, DOMAIN)
+        return client
+
+
+Run = Callable[..., Node]
+
+
+@pytest.fixture
+def run(built: Settings) -> Iterator[Run]:
+    """Return a function that starts a container of the patched image.
+
+    It takes environment variables, `files` (contents by path in /etc/freeswitch)
+    and, as `options`, what Docker's create takes.
+    """
+    with engine.connect() as client, contextlib.ExitStack() as stack:
+
+        def start(
+            files: dict[str, str] | None = None,
+            options: dict[str, Any] | None = None,
+            users: bool = True,
+            **environment: str,
+        ) -> Node:
+            password = secrets.token_hex(8)
+            container = client.containers.create(
+                f"{built.image}:patched",
+                labels={LABEL: "true"},
+                environment={"SIP_DOMAIN": DOMAIN, **environment},
+                **(options or {}),
+            )
+            stack.callback(container.remove, force=True, v=True)
+            if users:
+                user = render("freeswitch/user", user="alice", password=password)
+                container.put_archive(DIRECTORY, engine.tar({"alice.xml": user}))
+            if files:
+                container.put_archive("/etc/freeswitch", engine.tar(files))
+            container.start()
+            return Node(container, built, password=password)
+
+        yield start
+
+
+def certificates() -> dict[str, str]:
+    certificate = trustme.CA().issue_cert(DOMAIN)
+    return {
+        "tls/tls.crt": "".join(pem.bytes().decode() for pem in certificate.cert_chain_pems),
+        "tls/tls.key": certificate.private_key_pem.bytes().decode(),
+    }
+
+
+def test_defaults(run: Run) -> None:
+    node = run().ready()
+    assert node.shell("id -un")[1] == "freeswitch"
+    # The event socket listens inside only; SIP over UDP and TCP, and nothing else.
+    for port in (ESL_PORT, 5061, 5066, 7443):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((node.address, port), 5).close()
+    node.register("tcp").close()
+    node.register("udp").close()
+    password = node.shell("cat /run/freeswitch/esl-password")[1]
+    assert len(password) == 32
+    assert node.shell("stat -c %a /run/freeswitch/esl-password /run/freeswitch/fs_cli.conf")[1].split() == [
+        "600",
+        "600",
+    ]
+    # Every module that is loaded has what it needs.
+    assert not [line for line in node.log().splitlines() if "[ERR]" in line or "[CRIT]" in line]
+
+
+def test_stranger_gets_no_further_than_the_challenge(run: Run) -> None:
+    node = run().ready()
+    client = node.client()
+    for number in (ECHO, "alice", "0123456789"):
+        assert client.ask("INVITE", "mallory", DOMAIN, number).status == 407
+        assert client.ask("INVITE", "alice", DOMAIN, number).status == 407
+    for method in ("MESSAGE", "SUBSCRIBE"):
+        assert client.ask(method, "alice", DOMAIN, "alice").status in (401, 403, 405, 407, 489)
+    with pytest.raises(AssertionError):
+        client.invite("alice", "guessed", DOMAIN, ECHO)
+    with pytest.raises(AssertionError):
+        client.register("alice", "guessed", DOMAIN)
+    assert "0 total" in node.cli("show channels")
+    # The dialplan has seen none of it, but sees who has the password.
+    log = "cat /var/log/freeswitch/freeswitch.log"
+    routed = "in context default"
+    assert "SIP auth challenge (INVITE)" in node.shell(log)[1] and routed not in node.shell(log)[1]
+    client.invite("alice", node.password, DOMAIN, ECHO)
+    assert routed in node.shell(log)[1]
+    client.close()
+
+
+def test_every_transport_with_ports_and_certificates(run: Run) -> None:
+    node = run(
+        files=certificates(),
+        SIP_TRANSPORTS="udp,tcp,tls,ws,wss",
+        SIP_PORT="6060",
+        SIP_TLS_PORT="6061",
+        SIP_WS_PORT="6062",
+        SIP_WSS_PORT="6063",
+    ).ready()
+    for transport, port in {"udp": 6060, "tcp": 6060, "tls": 6061, "ws": 6062, "wss": 6063}.items():
+        node.register(transport, port).close()
+
+
+@pytest.mark.parametrize(("transports", "closed"), [("udp", 5060), ("tls", 5060), ("tcp,ws", 5061)])
+def test_transport_that_is_not_named_is_not_listened_for(run: Run, transports: str, closed: int) -> None:
+    node = run(files=certificates(), SIP_TRANSPORTS=transports).ready()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((node.address, closed), 5).close()
+    name = transports.rpartition(",")[2]
+    node.register(name, {"udp": 5060, "tls": 5061, "ws": 5066}[name]).close()
+
+
+def test_clients_need_a_certificate_if_an_authority_is_given(run: Run) -> None:
+    files = {**certificates(), "tls/clients.pem": trustme.CA().cert_pem.bytes().decode()}
+    node = run(files=files, SIP_TRANSPORTS="tcp,tls", TLS_CLIENT_CA_FILE="/etc/freeswitch/tls/clients.pem").ready()
+    with pytest.raises((OSError, ConnectionError)):
+        node.register("tls", 5061)
+    node.register("tcp").close()
+
+
+def test_values_arrive_in_the_configuration(run: Run) -> None:
+    node = run(
+        SIP_CODECS="PCMA,G722",
+        SIP_EXTERNAL_IP="198.51.100.7",
+        RTP_START_PORT="20000",
+        RTP_END_PORT="20100",
+        MAX_SESSIONS="50",
+        SESSIONS_PER_SECOND="5",
+        TP_ERROR_REPORT="false",
+        TP_ERROR_UNREGISTER="true",
+        TCP_DEAD_PEER_TIMEOUT="30",
+        LOG_LEVEL="err",
+    ).ready()
+    profile = node.configured("sofia.conf")
+    assert profile["inbound-codec-prefs"] == profile["outbound-codec-prefs"] == "PCMA,G722"
+    assert profile["ext-sip-ip"] == profile["ext-rtp-ip"] == "198.51.100.7"
+    assert (profile["tp-error-report"], profile["tp-error-unregister"]) == ("false", "true")
+    assert profile["tcp-dead-peer-timeout"] == "30"
+    core = node.configured("switch.conf")
+    assert (core["rtp-start-port"], core["rtp-end-port"]) == ("20000", "20100")
+    assert (core["max-sessions"], core["sessions-per-second"]) == ("50", "5")
+    status = node.cli("sofia status profile internal")
+    assert "198.51.100.7" in status and "PCMA,G722" in status
+    assert "[WARNING]" not in node.log()
+
+
+def test_event_socket_wants_password_and_network(run: Run) -> None:
+    password = secrets.token_hex(16)
+    node = run(ESL_LISTEN_IP="0.0.0.0", ESL_PORT="9021", ESL_ACL="127.0.0.0/8", ESL_PASSWORD=password).ready()
+
+    async def version(address: str, secret: str) -> str:
+        async with Subscriber(address, 9021, secret, ["sofia::register"]) as subscriber:
+            return await subscriber.api("version")
+
+    with pytest.raises(ToolkitError, match="denies this host"):
+        asyncio.run(version(node.address, password))
+    gateway = node.container.attrs["NetworkSettings"]["Networks"]["bridge"]["Gateway"]
+    node = run(ESL_LISTEN_IP="0.0.0.0", ESL_PORT="9021", ESL_ACL=gateway, ESL_PASSWORD=password).ready()
+    assert "FreeSWITCH Version" in asyncio.run(version(node.address, password))
+    with pytest.raises(ToolkitError, match="refuses the password"):
+        asyncio.run(version(node.address, "ClueCon"))
+
+
+def test_event_socket_on_one_address(run: Run) -> None:
+    """fs_cli, and with it the health check, finds the event socket wherever it listens."""
+    prefix = f"10.{secrets.randbelow(256)}.{secrets.randbelow(256)}"
+    address = f"{prefix}.77"
+    with engine.connect() as client, contextlib.ExitStack() as stack:
+        network = client.networks.create(
+            f"tp-error-{secrets.token_hex(4)}",
+            labels={LABEL: "true"},
+            ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=f"{prefix}.0/24")]),
+        )
+        stack.callback(network.remove)
+        options = {
+            "network": network.name,
+            "networking_config": {network.name: client.api.create_endpoint_config(ipv4_address=address)},
+        }
+        node = run(options=options, ESL_LISTEN_IP=address, ESL_ACL="192.0.2.0/24", ESL_PASSWORD="s3cret")
+        stack.callback(network.disconnect, node.container, force=True)
+        assert node.ready().address == address
+
+
+def test_password_from_a_file(run: Run) -> None:
+    secret = secrets.token_hex(16)
+    node = run(files={"secret": f"{secret}\n"}, ESL_PASSWORD_FILE="/etc/freeswitch/secret").ready()
+    assert node.shell("cat /run/freeswitch/esl-password")[1] == secret
+    assert secret not in node.log()
+
+
+def test_wrong_setting_ends_the_container(run: Run) -> None:
+    node = run(SIP_PORT="sip")
+    assert node.container.wait()["StatusCode"] == STATUS_OF_CONFIGURATION_ERROR
+    assert node.log() == "freeswitch-entrypoint: SIP_PORT='sip' is not a port: give a number from 1 to 65535\n"
+
+
+def test_address_of_another_machine(run: Run) -> None:
+    node = run(SIP_LISTEN_IP="192.0.2.1")
+    assert node.container.wait()["StatusCode"] == STATUS_OF_CONFIGURATION_ERROR
+    assert "SIP_LISTEN_IP='192.0.2.1' is not an address of this machine: give one of" in node.log()
+
+
+def test_command_in_place_of_freeswitch(run: Run) -> None:
+    node = run(options={"command": ["fs_cli", "--help"]})
+    node.container.wait()
+    assert "Usage: fs_cli" in node.log()
+
+
+def test_read_only_root(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "alice.xml").write_text(render("freeswitch/user", user="alice", password="s3cret"))
+    tmp_path.chmod(0o755)
+    options = {
+        "read_only": True,
+        "tmpfs": {"/tmp": "", "/run/freeswitch": ""},
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        # Docker can't copy files into it.
+        "volumes": [f"{tmp_path}:{DIRECTORY}:ro"],
+    }
+    node = run(users=False, options=options).ready()
+    node.password = "s3cret"
+    assert node.shell("touch /etc/x")[0] != 0
+    node.register().close()
+    caller = node.client()
+    caller.invite("alice", "s3cret", DOMAIN, ECHO)
+    node.cli(f"uuid_record {node.call()} start /var/lib/freeswitch/recordings/call.wav")
+    node.wait(lambda: node.shell("test -s /var/lib/freeswitch/recordings/call.wav")[0] == 0, "no recording")
+    caller.close()
+    # It wrote to nothing but the volumes and the tmpfs.
+    assert not node.container.diff()
+    node.container.stop(timeout=30)
+    assert node.state["ExitCode"] == 0
+
+
+def test_directory_that_is_not_writable(run: Run) -> None:
+    node = run(users=False, options={"read_only": True})
+    assert node.container.wait()["StatusCode"] == STATUS_OF_CONFIGURATION_ERROR
+    assert "is not writable for user 5060: mount a volume that it owns, or a tmpfs" in node.log()
+
+
+def test_health_is_what_freeswitch_says(run: Run) -> None:
+    node = run(options={"healthcheck": {"test": ["CMD", "freeswitch-health.sh"], "interval": 10**9}})
+    node.wait(lambda: node.state["Health"]["Status"] == "healthy", "never healthy")
+    # A profile stops after it was up for ten seconds.
+    node.wait(lambda: "Please wait" not in node.cli("sofia profile internal stop"), "the profile doesn't stop")
+    node.wait(lambda: "no SIP profile runs" in node.shell("freeswitch-health.sh")[1], "the profile still runs")
+    node.wait(lambda: node.state["Health"]["Status"] == "unhealthy", "still healthy")
+
+
+def test_image_has_a_health_check_and_volumes(built: Settings) -> None:
+    with engine.connect() as client:
+        config = client.images.get(f"{built.image}:patched").attrs["Config"]
+    assert config["Healthcheck"]["Test"] == ["CMD", "freeswitch-health.sh"]
+    assert set(config["Volumes"]) == {"/var/lib/freeswitch", "/var/log/freeswitch"}
+    assert config["User"] == "freeswitch"
+    assert f"{ESL_PORT}/tcp" not in config["ExposedPorts"]
+
+
+def test_stop_is_clean(run: Run) -> None:
+    node = run().ready()
+    node.register()
+    node.container.stop(timeout=30)
+    assert node.state["ExitCode"] == 0
+    assert not node.state["OOMKilled"]
+
+
+def test_stop_waits_for_calls_if_asked(run: Run) -> None:
+    node = run(DRAIN_SECONDS="120").ready()
+    caller = node.client()
+    caller.invite("alice", node.password, DOMAIN, ECHO)
+    uuid = node.call()
+    node.container.kill("SIGTERM")
+    node.wait(lambda: "taking no more calls, waiting up to 120 s" in node.log(), "does not drain")
+    second = node.client()
+    node.wait(lambda: _refused(second, node), "takes a call while it drains")
+    assert uuid in node.cli("show channels")
+    # Nobody is there to answer a BYE, for which FreeSWITCH would wait.
+    caller.close()
+    node.cli(f"uuid_kill {uuid}")
+    assert node.container.wait(timeout=60)["StatusCode"] == 0
+
+
+def _refused(client: Client, node: Node) -> bool:
+    try:
+        client.invite("alice", node.password, DOMAIN, ECHO)
+    except AssertionError as error:
+        return "status=503" in str(error)
+    return False
+
+
+def test_drain_ends(run: Run) -> None:
+    node = run(DRAIN_SECONDS="2").ready()
+    caller = node.client()
+    caller.invite("alice", node.password, DOMAIN, ECHO)
+    caller.close()
+    node.container.kill("SIGTERM")
+    assert node.container.wait(timeout=60)["StatusCode"] == 0
+
+
+def test_second_signal_ends_the_drain(run: Run) -> None:
+    node = run(DRAIN_SECONDS="3600").ready()
+    caller = node.client()
+    caller.invite("alice", node.password, DOMAIN, ECHO)
+    node.container.kill("SIGTERM")
+    node.wait(lambda: "taking no more calls" in node.log(), "does not drain")
+    caller.close()
+    node.container.kill("SIGTERM")
+    assert node.container.wait(timeout=60)["StatusCode"] == 0
+
+
+class Users(ThreadingHTTPServer):
+    """An HTTP directory that knows bob, and wants a user and a password itself."""
+
+    def __init__(self, host: str, credentials: str, password: str) -> None:
+        super().__init__((host, 0), _Handler)
+        self.credentials = credentials
+        self.password = password
+        self.asked: list[dict[str, str]] = []
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        server = self.server
+        assert isinstance(server, Users)
+        form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        expected = "Basic " + base64.b64encode(server.credentials.encode()).decode()
+        if self.headers.get("Authorization") != expected:
+            self.send_error(401)
+            return
+        asked = {name: values[0] for name, values in form.items()}
+        server.asked.append(asked)
+        user = render("freeswitch/user", user="bob", password=server.password)
+        user = user.replace("<include>", "").replace("</include>", "")
+        known = asked.get("user") == "bob"
+        found = f'<domain name="{DOMAIN}"><groups><group name="all"><users>{user}</users></group></groups></domain>'
+        section = (
+            f'<section name="directory">{found}</section>'
+            if known
+            else ('<section name="result"><result status="not found"/></section>')
+        )
+        body = f'<document type="freeswitch/xml">{section}</document>'.encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def gateway(built: Settings) -> str:
+    """Return this machine's address on the network of the containers."""
+    with engine.connect() as client:
+        return str(client.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"])
+
+
+@pytest.fixture
+def users(gateway: str) -> Iterator[Users]:
+    server = Users(gateway, "switch:s3cret", secrets.token_hex(8))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_users_from_an_http_directory(run: Run, users: Users) -> None:
+    host, port = users.server_address[:2]
+    node = run(
+        DIRECTORY_URL=f"http://{host!s}:{port}/directory", DIRECTORY_USER="switch", DIRECTORY_PASSWORD="s3cret"
+    ).ready()
+    client = node.client()
+    client.register("bob", users.password, DOMAIN)
+    assert any(asked.get("user") == "bob" and asked.get("domain") == DOMAIN for asked in users.asked)
+    with pytest.raises(AssertionError):
+        node.client().register("bob", "wrong", DOMAIN)
+    # Whom it does not know is looked for in the files.
+    node.register().close()
+
+
+def test_users_from_an_https_directory(run: Run, users: Users, gateway: str) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(gateway).configure_cert(context)
+    users.socket = context.wrap_socket(users.socket, server_side=True)
+    environment = {
+        "DIRECTORY_URL": f"https://{gateway}:{users.server_port}/",
+        "DIRECTORY_USER": "switch",
+        "DIRECTORY_PASSWORD": "s3cret",
+    }
+    # The authorities of the distribution don't know this one.
+    stranger = run(**environment).ready()
+    with pytest.raises(AssertionError):
+        stranger.client().register("bob", users.password, DOMAIN)
+    assert not users.asked
+    node = run(
+        files={"tls/directory.pem": authority.cert_pem.bytes().decode()},
+        DIRECTORY_CA_FILE="/etc/freeswitch/tls/directory.pem",
+        **environment,
+    ).ready()
+    node.client().register("bob", users.password, DOMAIN)
+    assert any(asked.get("user") == "bob" for asked in users.asked)
+
+
+def test_http_directory_that_refuses(run: Run, users: Users) -> None:
+    host, port = users.server_address[:2]
+    node = run(DIRECTORY_URL=f"http://{host!s}:{port}/", DIRECTORY_USER="switch", DIRECTORY_PASSWORD="wrong").ready()
+    with pytest.raises(AssertionError):
+        node.client().register("bob", users.password, DOMAIN)
+    assert not users.asked
+
+
+def test_module_on_request(run: Run) -> None:
+    node = run(LOAD_MODULES="mod_cdr_csv,mod_syslog").ready()
+    assert node.cli("module_exists mod_cdr_csv") == node.cli("module_exists mod_syslog") == "true"
+    assert node.cli("module_exists mod_amqp") == "false"
+
+
+def test_codecs_that_settings_may_name_are_there(run: Run, gateway: str) -> None:
+    node = run().ready()
+    named = node.shell("cat /usr/local/share/freeswitch/codecs")[1].split()
+    assert {"PCMU", "PCMA"} < set(named)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
+        phone.bind((gateway, 0))
+        phone.settimeout(node.settings.start_timeout)
+        for codec in named:
+            target = f"{codec}@{gateway}:{phone.getsockname()[1]}"
+            node.cli(f"bgapi originate {{absolute_codec_string={codec}}}sofia/internal/{target} &park")
+            offer = ""
+            # Requests for the codecs before come again until they are answered.
+            while f"sip:{target}" not in offer.partition("\n")[0]:
+                offer = phone.recv(65536).decode()
+            assert re.search(rf"(?im)^a=rtpmap:\d+ {re.escape(codec)}/", offer), offer
