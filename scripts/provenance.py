@@ -1,0 +1,80 @@
+"""Where an image comes from, in the labels of the OCI image specification."""
+
+from __future__ import annotations
+
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from scripts import patchset, sources
+from scripts.clean import LABEL
+from scripts.errors import ToolkitError
+from scripts.settings import ROOT, Settings
+
+OCI = "org.opencontainers.image"
+SERIES = f"{LABEL}.series"
+MODULE_SET = f"{LABEL}.module-set"
+REVISION = f"{OCI}.revision"
+VERSION = f"{OCI}.version"
+PATCHED = "FreeSWITCH that reports lost SIP connections at once"
+STOCK = "FreeSWITCH as upstream released it"
+LICENSES = "MPL-1.1 AND LGPL-2.1-or-later"
+
+
+def project_version(root: Path = ROOT) -> str:
+    """Return the version of the project, as pyproject.toml has it."""
+    return str(tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"])
+
+
+def version(settings: Settings) -> str:
+    """Return the version of the patched image: that of FreeSWITCH, and that of the project behind -tp."""
+    return f"{sources.version(settings.source('freeswitch')).removeprefix('v')}-tp{project_version(ROOT)}"
+
+
+def epoch(settings: Settings) -> int:
+    """Return SOURCE_DATE_EPOCH: when the newest pinned commit was made, which stands for the time of the build."""
+    return max(sources.committed(source) for source in settings.sources)
+
+
+def labels(settings: Settings, patched: bool) -> dict[str, str]:
+    """Return the labels of the patched or the stock image."""
+    pins = {}
+    for source in settings.sources:
+        pins[f"{LABEL}.{source.name}"] = source.commit
+        pins[f"{LABEL}.{source.name}.version"] = sources.version(source)
+    upstream = sources.version(settings.source("freeswitch")).removeprefix("v")
+    every = {
+        **pins,
+        SERIES: patchset.series_hash(settings) if patched else "",
+        MODULE_SET: settings.module_set.name,
+        f"{OCI}.title": "FreeSWITCH",
+        f"{OCI}.description": PATCHED if patched else STOCK,
+        VERSION: version(settings) if patched else upstream,
+        f"{OCI}.created": datetime.fromtimestamp(epoch(settings), UTC).isoformat().replace("+00:00", "Z"),
+        f"{OCI}.licenses": LICENSES,
+        f"{OCI}.base.name": settings.base_image,
+        f"{OCI}.source": settings.source_url or _origin(),
+        # It changes with every commit, and only the patched image is published.
+        REVISION: _revision() if patched else "",
+    }
+    return {name: value for name, value in every.items() if value}
+
+
+def _origin() -> str:
+    """Return the address that this project was cloned from, without credentials; "" if others can't use it."""
+    try:
+        found = urlsplit(sources.online(ROOT, "remote", "get-url", "origin").strip())
+    except ToolkitError:
+        return ""
+    return f"https://{found.hostname}{found.path}" if found.scheme == "https" else ""
+
+
+def _revision() -> str:
+    """Return the commit of this project, with -dirty behind if there are changes; "" outside of git."""
+    try:
+        commit = sources.online(ROOT, "rev-parse", "HEAD").strip()
+        changed = sources.online(ROOT, "status", "--porcelain", env={"GIT_OPTIONAL_LOCKS": "0"}).strip()
+    except ToolkitError:
+        return ""
+    return f"{commit}-dirty" if changed else commit

@@ -1,0 +1,279 @@
+"""Publish the patched image: only the very image that `inv verify` passed, under the tags of its version.
+
+What was pushed is recorded in the report directory: push.json, digest.txt (as
+`sha256sum` writes it, with the repository as name) and provenance.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from docker import DockerClient
+from docker.errors import ImageNotFound
+from docker.models.images import Image
+from packaging.version import InvalidVersion, Version
+from rich import get_console
+from rich.console import Console
+
+from scripts import attestation, cache, engine, patchset, registry, sources
+from scripts.clean import LABEL
+from scripts.errors import ToolkitError
+from scripts.provenance import MODULE_SET, REVISION, VERSION, project_version
+from scripts.scenario import PATCHED
+from scripts.settings import ROOT, Settings, repository
+from scripts.sources import listing, short
+
+VERIFY_FILE = "verify.json"
+PUSH_FILE = "push.json"
+DIGEST_FILE = "digest.txt"
+PROVENANCE_FILE = "provenance.json"
+ARCHIVE = "image.tar"
+# The set of modules that needs no mention in a tag.
+USUAL = "core"
+TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What was pushed where. `image` is the id on this machine, `digest` that of the manifest in the registry."""
+
+    repository: str
+    tags: Sequence[str]
+    digest: str
+    image: str
+
+
+def run(settings: Settings, target: str = "", tags: str = "", stages: bool = False) -> None:
+    """Push the verified image or, with `stages`, the stages of the build; `tags` has commas between.
+
+    Raises ToolkitError if that is not possible, or if both are asked for.
+    """
+    if stages and (target or tags):
+        raise ToolkitError("--cache pushes to build.cache, under tags of its own: leave out --registry and --tags")
+    if stages:
+        cache.push(settings)
+    else:
+        push(settings, target, [tag for tag in tags.split(",") if tag])
+
+
+def push(
+    settings: Settings, target: str = "", tags: Sequence[str] = (), console: Console | None = None, root: Path = ROOT
+) -> Pushed:
+    """Push the verified image to the repository `target` (default: push.repository) and return what was pushed.
+
+    The `tags` are those of the version that the commit in `root` is tagged
+    with, if none are given. Raises ToolkitError, before anything is pushed, if
+    the image did not pass `inv verify`, if there is no version, or if the
+    version is in the registry already and is another image.
+    """
+    console = console or get_console()
+    target = repository(target, "--registry") or settings.push_repository
+    if not target:
+        raise ToolkitError("no repository to push to: give --registry HOST/NAME, or set push.repository")
+    record = verified(settings)
+    chosen = list(tags) or version_tags(root)
+    for tag in chosen:
+        if not TAG.fullmatch(tag):
+            raise ToolkitError(f"--tags: '{tag}' is not a tag (letters, digits, '_', '.' and '-', 128 at most)")
+    with engine.connect(registry.TIMEOUT) as client:
+        image = _image(client, settings, record)
+        if not tags:
+            _check_built_here(image, settings, root)
+            fixed, moving = _tags(image, chosen)
+            for tag in fixed:
+                _check_unpublished(client, image, f"{target}:{tag}")
+            chosen = [*fixed, *moving]
+        digests = {}
+        for tag in chosen:
+            digests[tag] = registry.push(client, image, f"{target}:{tag}")
+            console.print(f"{target}:{tag}: pushed {digests[tag]}", soft_wrap=True)
+        for tag, digest in digests.items():
+            found = registry.digest(client, f"{target}:{tag}")
+            if found != digests[chosen[0]]:
+                raise ToolkitError(
+                    f"{target}:{tag} is {found or 'missing'} after pushing {digest}: someone else pushes, or the "
+                    "registry lost it; push again"
+                )
+        pushed = Pushed(target, chosen, digests[chosen[0]], str(image.id))
+        statement = attestation.statement(settings, client, image, target, pushed.digest, _byproducts(settings))
+    _write(settings, pushed, statement)
+    console.print(f"pushed {target}@{pushed.digest}; records in {short(settings.report_directory)}", soft_wrap=True)
+    return pushed
+
+
+def verified(settings: Settings) -> Mapping[str, Any]:
+    """Return what the last `inv verify` says of the patched image: tag, id and labels.
+
+    Raises ToolkitError if it did not pass, or did not look at that image.
+    """
+    file = settings.report_directory / VERIFY_FILE
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        passed, images = document["passed"], document["images"]
+        ran = {result["image"] for result in document["results"]}
+    except FileNotFoundError:
+        raise ToolkitError(f"no image was verified: {short(file)} is missing, run `inv verify`") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ToolkitError(f"{short(file)} is not a report of `inv verify`: run it again") from error
+    if passed is not True:
+        raise ToolkitError(f"the image did not pass `inv verify` ({short(file)}): it is not pushed")
+    for image in images:
+        if image["variant"] == PATCHED and PATCHED in ran:
+            return dict(image)
+    raise ToolkitError(f"{short(file)} does not tell of the patched image: run `inv verify`")
+
+
+def version_tags(root: Path = ROOT) -> list[str]:
+    """Return the tags for the version that the checked-out commit of `root` is tagged with, the full one first.
+
+    v1.2.3 gives 1.2.3 and, unless a newer one of the same kind is tagged,
+    1.2, 1 and latest; a pre-release (v1.3.0rc1) its own only. Raises
+    ToolkitError if the commit is not tagged with the project's version or the
+    work tree has changes.
+    """
+    own = project_version(root)
+    here = sources.local(root, "tag", "--points-at", "HEAD").split()
+    if f"v{own}" not in here:
+        has = f"has the tag {listing(here)}" if here else "has no tag"
+        raise ToolkitError(
+            f"the commit {has}, and pyproject.toml has the version {own}: tag it v{own}, or name tags (--tags edge)"
+        )
+    if changed := sources.local(root, "status", "--porcelain").splitlines():
+        paths = listing(line[3:] for line in changed)
+        raise ToolkitError(f"{root} is not v{own}, it has changes ({paths}): commit them, or name tags (--tags edge)")
+    mine = Version(own)
+    if mine.is_prerelease:
+        return [own]
+    others = _released(sources.local(root, "tag", "--list", "v*").split())
+    kinds = {
+        f"{mine.major}.{mine.minor}": [other for other in others if other.release[:2] == mine.release[:2]],
+        f"{mine.major}": [other for other in others if other.major == mine.major],
+        "latest": others,
+    }
+    return [own, *(name for name, same in kinds.items() if all(other <= mine for other in same))]
+
+
+def save(settings: Settings, console: Console | None = None) -> Path:
+    """Write the verified image to build/image.tar, for another machine to push, and return that path."""
+    console = console or get_console()
+    record = verified(settings)
+    target = settings.build_directory / ARCHIVE
+    with engine.connect(registry.TIMEOUT) as client, _replacing(target) as file:
+        image = _image(client, settings, record)
+        for chunk in image.save(named=f"{settings.image}:{PATCHED}"):
+            file.write(chunk)
+    console.print(f"{short(target)}: {target.stat().st_size / 1e6:.0f} MB, image {image.id}", soft_wrap=True)
+    return target
+
+
+def load(settings: Settings, console: Console | None = None) -> None:
+    """Load build/image.tar; ToolkitError if what is in it is not the image that was verified."""
+    console = console or get_console()
+    record = verified(settings)
+    source = settings.build_directory / ARCHIVE
+    if not source.exists():
+        raise ToolkitError(f"{short(source)} is missing: `inv save` writes it")
+    with engine.connect(registry.TIMEOUT) as client, source.open("rb") as file:
+        client.images.load(file)
+        image = _image(client, settings, record)
+    console.print(f"{settings.image}:{PATCHED}: image {image.id}", soft_wrap=True)
+
+
+def _released(tags: Sequence[str]) -> list[Version]:
+    found = []
+    for tag in tags:
+        try:
+            parsed = Version(tag.removeprefix("v"))
+        except InvalidVersion:
+            continue
+        if not parsed.is_prerelease:
+            found.append(parsed)
+    return found
+
+
+def _image(client: DockerClient, settings: Settings, record: Mapping[str, Any]) -> Image:
+    """Return the patched image; ToolkitError if it is not the one in `record`."""
+    tag = f"{settings.image}:{PATCHED}"
+    try:
+        image = client.images.get(tag)
+    except ImageNotFound:
+        raise ToolkitError(f"there is no image {tag}: run `inv verify`") from None
+    if image.id != record["id"]:
+        raise ToolkitError(
+            f"image {tag} is {image.id}, but {record['id']} was verified ({record['tag']}): run `inv verify`"
+        )
+    return image
+
+
+def _tags(image: Image, version: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the tags of `image` that never move and those that do, out of the tags of the project's `version`.
+
+    Next to that version stands the one of what is inside. A set of modules that
+    is not the usual one is behind each.
+    """
+    inner, modules = image.labels.get(VERSION, ""), image.labels.get(MODULE_SET, USUAL)
+    fixed = [version[0], *([inner] if TAG.fullmatch(inner) else [])]
+    suffix = "" if modules == USUAL else f"-{modules}"
+    return [f"{tag}{suffix}" for tag in fixed], [f"{tag}{suffix}" for tag in version[1:]]
+
+
+def _check_built_here(image: Image, settings: Settings, root: Path) -> None:
+    """Raise ToolkitError if the image was not made from the commit and the pins that its version stands for."""
+    expected = {f"{LABEL}.{source.name}": source.commit for source in settings.sources}
+    expected[f"{LABEL}.series"] = patchset.series_hash(settings)
+    if REVISION in image.labels:
+        expected[REVISION] = sources.local(root, "rev-parse", "HEAD").strip()
+    for label, value in expected.items():
+        if image.labels.get(label) != value:
+            raise ToolkitError(
+                f"the image was made from other sources than this version has: its label {label} is "
+                f"'{image.labels.get(label, '')}', not '{value}'; run `inv clean --no-sources`, then `inv verify`"
+            )
+
+
+def _check_unpublished(client: DockerClient, image: Image, reference: str) -> None:
+    """Raise ToolkitError if `reference` is in the registry and is not `image`: a version never changes."""
+    found = registry.digest(client, reference)
+    if not found:
+        return
+    published = registry.pull(client, reference)
+    if published is None or published.id != image.id:
+        raise ToolkitError(f"{reference} is published already, as {found}: a version is pushed once, make a new one")
+
+
+def _byproducts(settings: Settings) -> list[Path]:
+    return sorted(
+        path for path in settings.report_directory.glob("*.json") if path.name not in (PUSH_FILE, PROVENANCE_FILE)
+    )
+
+
+def _write(settings: Settings, pushed: Pushed, statement: str) -> None:
+    directory = settings.report_directory
+    contents = {
+        PUSH_FILE: json.dumps(asdict(pushed), indent=2) + "\n",
+        DIGEST_FILE: f"{pushed.digest.removeprefix('sha256:')}  {pushed.repository}\n",
+        PROVENANCE_FILE: statement,
+    }
+    for name, text in contents.items():
+        with _replacing(directory / name) as file:
+            file.write(text.encode())
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[IO[bytes]]:
+    """Hand over a file that becomes `target` if all goes well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)

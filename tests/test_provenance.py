@@ -1,0 +1,81 @@
+"""The labels that say where an image comes from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scripts import provenance, sources
+from scripts.settings import Settings, load
+from tests.conftest import git
+
+
+@pytest.fixture
+def project(tmp_path: Path, upstream: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a clone that stands in for the project."""
+    path = upstream("project")
+    (path / "pyproject.toml").write_text('[project]\nversion = "2.3"\n')
+    git(path, "add", "--all")
+    git(path, "commit", "--quiet", "--message=Version")
+    monkeypatch.setattr(provenance, "ROOT", path)
+    return path
+
+
+@pytest.fixture
+def cloned(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Return the project's settings, with pins of a known date."""
+    monkeypatch.setattr(sources, "committed", lambda source: 1_700_000_000)
+    return load(overrides=["build.source_url=https://git.example.org/toolkit"])
+
+
+def test_labels(project: Path, cloned: Settings) -> None:
+    labels = provenance.labels(cloned, patched=True)
+    tag = cloned.source("freeswitch").tag
+    assert labels["org.opencontainers.image.version"] == f"{tag.removeprefix('v')}-tp2.3"
+    assert labels["org.opencontainers.image.created"] == "2023-11-14T22:13:20Z"
+    assert labels["org.opencontainers.image.source"] == "https://git.example.org/toolkit"
+    assert labels["org.opencontainers.image.revision"] == git(project, "rev-parse", "HEAD")
+    assert labels["org.opencontainers.image.base.name"] == cloned.base_image
+    assert labels["org.freeswitch-tp-error.freeswitch"] == cloned.source("freeswitch").commit
+    assert labels["org.freeswitch-tp-error.freeswitch.version"] == tag
+    assert re.fullmatch("[0-9a-f]{64}", labels["org.freeswitch-tp-error.series"])
+    # What goes into a tag of the image must be able to be one.
+    assert re.fullmatch(r"[\w.-]{1,128}", labels["org.opencontainers.image.version"])
+
+
+def test_stock_has_no_series(project: Path, cloned: Settings) -> None:
+    labels = provenance.labels(cloned, patched=False)
+    assert "org.freeswitch-tp-error.series" not in labels
+    assert labels["org.opencontainers.image.version"] == cloned.source("freeswitch").tag.removeprefix("v")
+
+
+def test_changes_are_told(project: Path, cloned: Settings) -> None:
+    (project / "README").write_text("changed\n")
+    assert provenance.labels(cloned, patched=True)[provenance.REVISION].endswith("-dirty")
+
+
+@pytest.mark.parametrize(
+    ("origin", "source"),
+    [
+        ("https://git.example.org/me/toolkit", "https://git.example.org/me/toolkit"),
+        ("https://me:secret@git.example.org/toolkit.git", "https://git.example.org/toolkit.git"),
+        ("git@git.example.org:me/toolkit", None),
+        ("/home/me/toolkit", None),
+    ],
+)
+def test_source_is_where_it_was_cloned_from(project: Path, cloned: Settings, origin: str, source: str | None) -> None:
+    git(project, "remote", "add", "origin", origin)
+    plain = load()
+    assert provenance.labels(plain, patched=True).get("org.opencontainers.image.source") == source
+
+
+def test_outside_of_git(project: Path, cloned: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unpacked").mkdir()
+    (tmp_path / "unpacked/pyproject.toml").write_text('[project]\nversion = "2.3"\n')
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "unpacked")
+    labels = provenance.labels(load(), patched=True)
+    assert provenance.REVISION not in labels
+    assert "org.opencontainers.image.source" not in labels

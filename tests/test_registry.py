@@ -1,0 +1,126 @@
+"""Registries: names, the login, and what a refusal is answered with."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from scripts import engine
+from scripts import registry as registry_module
+from scripts.errors import ToolkitError
+from scripts.settings import Settings, load
+from tests import registries as registries_module
+
+USER, PASSWORD = "ann", "correct horse"
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+@pytest.mark.parametrize(
+    ("repository", "host"),
+    [
+        ("registry.example.org/voip/freeswitch", "registry.example.org"),
+        ("127.0.0.1:5000/x", "127.0.0.1:5000"),
+        ("localhost/x", "localhost"),
+        ("voip/freeswitch", "docker.io"),
+        ("freeswitch", "docker.io"),
+    ],
+)
+def test_host_of_a_repository(repository: str, host: str) -> None:
+    assert registry_module.host(repository) == host
+
+
+def test_login_goes_to_what_is_pushed_to() -> None:
+    settings = load(overrides=["push.repository=a.example.org/x", "build.cache=b.example.org/y"])
+    assert registry_module.chosen(settings, "c.example.org/z") == "c.example.org/z"
+    assert registry_module.chosen(settings) == "a.example.org/x"
+    assert registry_module.chosen(dataclasses.replace(settings, push_repository="")) == "b.example.org/y"
+    with pytest.raises(ToolkitError, match="no registry to log in to: give --registry"):
+        registry_module.chosen(load())
+
+
+@pytest.mark.parametrize("missing", [registry_module.USER, registry_module.PASSWORD])
+def test_missing_variable_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in (registry_module.USER, registry_module.PASSWORD):
+        monkeypatch.setenv(variable, "" if variable == missing else "x")
+    with pytest.raises(ToolkitError, match=f"variable {missing} is not set: it is needed to log in to a.example.org"):
+        registry_module.login("a.example.org/x")
+
+
+def test_password_is_neither_an_argument_nor_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A docker that writes down what it is called with, and shows its input."""
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\necho "$*" > "$0.arguments"\necho "denied for $(cat)" >&2\nexit 1\n')
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv(registry_module.USER, USER)
+    monkeypatch.setenv(registry_module.PASSWORD, PASSWORD)
+    with pytest.raises(ToolkitError, match=r"^a\.example\.org refuses the login of ann \(denied for \*\*\*\): check"):
+        registry_module.login("a.example.org/x")
+    assert (tmp_path / "docker.arguments").read_text() == "login --username ann --password-stdin a.example.org\n"
+
+
+@pytest.fixture
+def locked(registries: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Run a registry that wants a login, with a Docker configuration of its own; hand over its host and port."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    with engine.connect() as client, registries_module.run(client, "locked.yml") as place:
+        yield place
+
+
+def test_login_opens_the_registry_and_logout_closes_it(
+    locked: str, registries: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = f"{locked}/{uuid.uuid4().hex}:edge"
+    with engine.connect() as client:
+        image = registries_module.small_image(client, registries.base_image, reference)
+    try:
+        for action in (
+            lambda client: registry_module.push(client, image, reference),
+            lambda client: registry_module.pull(client, reference),
+            lambda client: registry_module.digest(client, reference),
+        ):
+            with (
+                engine.connect() as client,
+                pytest.raises(ToolkitError, match=rf"{reference}: {locked} .*: log in \(`inv login`\)"),
+            ):
+                action(client)
+
+        monkeypatch.setenv(registry_module.USER, USER)
+        monkeypatch.setenv(registry_module.PASSWORD, "wrong")
+        with pytest.raises(ToolkitError, match=rf"{locked} refuses the login of ann \(.*: check REGISTRY_USER and"):
+            registry_module.login(reference, quiet())
+
+        monkeypatch.setenv(registry_module.PASSWORD, PASSWORD)
+        registry_module.login(reference, quiet())
+        # Each client reads the passwords once.
+        with engine.connect() as client:
+            digest = registry_module.push(client, image, reference)
+            assert registry_module.digest(client, reference) == digest
+            pulled = registry_module.pull(client, reference)
+            assert pulled is not None and pulled.id == image.id
+            assert registry_module.digest(client, reference.replace(":edge", ":none")) == ""
+            assert registry_module.pull(client, reference.replace(":edge", ":none")) is None
+
+        registry_module.logout(reference, quiet())
+        assert json.loads((tmp_path / "docker/config.json").read_text()).get("auths", {}) == {}
+        with engine.connect() as client, pytest.raises(ToolkitError, match=r"log in \(`inv login`\)"):
+            registry_module.digest(client, reference)
+    finally:
+        with engine.connect() as client:
+            registries_module.forget(client, reference)
+
+
+def test_tag_that_is_not_there(registry: str) -> None:
+    with engine.connect() as client:
+        assert registry_module.digest(client, f"{registry}/nothing:edge") == ""
+        assert registry_module.pull(client, f"{registry}/nothing:edge") is None
