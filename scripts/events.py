@@ -17,6 +17,7 @@ from typing import Any
 
 from genesis import ESLEvent, Inbound
 from genesis.exceptions import AuthenticationError, GenesisError
+from rich import get_console
 from rich.console import Console
 from rich.table import Table
 
@@ -380,12 +381,13 @@ def watch(settings: Settings, host: str = "", port: int = 0, password: str = "",
 
 
 async def _watch(subscriber: Subscriber, json_lines: bool) -> None:
-    console = Console(highlight=False, markup=False)
+    # One that prints with --quiet, too.
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else get_console().width)
     errors = Console(stderr=True, highlight=False, markup=False)
     async with subscriber:
-        errors.print(
-            f"watching {subscriber.host}:{subscriber.port} for {subscriber.subclasses[0]}, Ctrl-C ends", soft_wrap=True
-        )
+        if not get_console().quiet:
+            where = f"{subscriber.host}:{subscriber.port}"
+            errors.print(f"watching {where} for {subscriber.subclasses[0]}, Ctrl-C ends", soft_wrap=True)
         if not json_lines:
             console.print(_row([name for name, _ in COLUMNS], "bold"), crop=False)
         async for event in subscriber:

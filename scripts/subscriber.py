@@ -1,0 +1,66 @@
+"""`inv watch` for a container: settings from the environment, and it comes back if FreeSWITCH was away.
+
+ESL_HOST           host of the event socket (127.0.0.1)
+ESL_PORT           its port (8021)
+ESL_PASSWORD       its password, or
+ESL_PASSWORD_FILE  a file that has it
+SUBSCRIBER_JSON    true: print each event as one line of JSON
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from scripts import events, terminal
+from scripts.errors import ToolkitError
+from scripts.events import ConnectionLost, Unreachable
+from scripts.settings import load
+
+# Seconds between two attempts to connect.
+PAUSE = 1.0
+
+
+def main() -> int:
+    """Print the reports of lost connections until Ctrl-C; return the exit status."""
+    terminal.configure()
+    try:
+        password = _password()
+        port = os.environ.get("ESL_PORT") or "8021"
+        if not port.isdigit() or not 0 < int(port) < 65536:
+            raise ToolkitError(f"ESL_PORT='{port}' is not a port: give a number from 1 to 65535")
+        settings = load()
+        told = ""
+        while True:
+            try:
+                as_json = os.environ.get("SUBSCRIBER_JSON") == "true"
+                events.watch(settings, os.environ.get("ESL_HOST", ""), int(port), password, as_json)
+                return 0
+            except (Unreachable, ConnectionLost) as error:
+                # Once, not every second.
+                if str(error) != told:
+                    print(f"{error} (trying again)", file=sys.stderr, flush=True)
+                told = str(error)
+                time.sleep(PAUSE)
+    except KeyboardInterrupt:
+        return 0
+    except ToolkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _password() -> str:
+    """Return the password, "" if there is none."""
+    path = os.environ.get("ESL_PASSWORD_FILE")
+    if not path:
+        return os.environ.get("ESL_PASSWORD", "")
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise ToolkitError(f"ESL_PASSWORD_FILE='{path}': {error.strerror}: mount it, or mend its mode") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
