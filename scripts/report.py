@@ -1,4 +1,4 @@
-"""The outcome of a verification: on the terminal, as JUnit XML and as JSON."""
+"""The outcome of a verification: on the terminal, as JUnit XML, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from xml.etree import ElementTree
 
+from rich import get_console
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scripts.capture import Capture
 from scripts.errors import ToolkitError
 from scripts.events import Event, as_json
 
+# What the verification writes; programs read it.
 XML_FILE = "verify.xml"
 JSON_FILE = "verify.json"
 # What XML 1.0 can't hold, not even escaped.
@@ -27,15 +30,26 @@ NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class Verdict(StrEnum):
-    """How a case ended; ERROR: it couldn't be carried out."""
+    """How a case ended.
+
+    ERROR: it couldn't be carried out; NOT_RUN: the run ended before it;
+    SKIPPED: this machine lacks what it needs, which fails nothing.
+    """
 
     PASSED = "passed"
     FAILED = "failed"
     ERROR = "error"
     NOT_RUN = "not run"
+    SKIPPED = "skipped"
 
 
-STYLES = {Verdict.PASSED: "green", Verdict.FAILED: "bold red", Verdict.ERROR: "bold red", Verdict.NOT_RUN: "yellow"}
+STYLES = {
+    Verdict.PASSED: "green",
+    Verdict.FAILED: "bold red",
+    Verdict.ERROR: "bold red",
+    Verdict.NOT_RUN: "yellow",
+    Verdict.SKIPPED: "yellow",
+}
 
 
 @dataclass(frozen=True)
@@ -54,8 +68,12 @@ class Result:
 
     `problems` says, one line each, what is not as it must be; it is empty if
     the case passed. `delay_ms` is the time from the action to the report's
-    arrival, None if no report came. `timings` are milliseconds, too, `seconds`
+    arrival (the last one's, if several came), None if no report came. `timings` are milliseconds, too, `seconds`
     is how long the case took. `events` are all that came, in that order.
+
+    Where a case is carried out over several transports or against several
+    profiles, these tell the results apart. `steps` are its lines, `logs`
+    excerpts by the names of their files, `capture` is what went over the wire.
     """
 
     variant: str
@@ -69,34 +87,75 @@ class Result:
     timings: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     events: Sequence[Event] = ()
+    profile: str = ""
+    transport: str = ""
+    steps: Sequence[str] = ()
+    logs: Mapping[str, str] = field(default_factory=dict)
+    capture: Capture | None = None
+
+    @property
+    def name(self) -> str:
+        """The case with what tells it apart from others."""
+        return ", ".join(part for part in (self.case, self.profile, self.transport) if part)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A whole verification. `started` is aware of its time zone."""
+    """A whole verification. `started` is aware of its time zone.
+
+    `name` is that of its files, `subclass` that of the reports. On the
+    variants in `compared` nothing has to pass: they are there to be compared
+    with.
+    """
 
     started: datetime
     images: Sequence[Image]
     versions: Mapping[str, str]
     results: Sequence[Result]
+    name: str = "verify"
+    subclass: str = ""
+    compared: Collection[str] = ()
+
+    @property
+    def judged(self) -> list[Result]:
+        return [result for result in self.results if result.variant not in self.compared]
 
     @property
     def failures(self) -> list[Result]:
-        return [result for result in self.results if result.verdict is not Verdict.PASSED]
+        return [result for result in self.judged if result.verdict not in (Verdict.PASSED, Verdict.SKIPPED)]
 
 
-def write(run: Run, directory: Path) -> None:
-    """Write verify.xml and verify.json into `directory`, each at one stroke.
+def plural(count: int, noun: str) -> str:
+    """Return `count` with the noun in the right number."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def counted(reports: int, unregisters: int) -> str:
+    """Return how many events came, or must come, in words."""
+    parts = [plural(reports, "report") if reports else "no report"]
+    if unregisters:
+        parts.append(plural(unregisters, "unregister"))
+    return ", ".join(parts)
+
+
+def write(run: Run, directory: Path) -> Path:
+    """Write `run` as .xml, .json and .html into `directory`, each at one stroke; return the path of the page.
 
     Raises ToolkitError if that's not possible; a file of a former run is then
     left as it was.
     """
+    # The page comes last: it takes the longest, and programs read the others.
+    from scripts.page import render
+
+    path = directory / f"{run.name}.html"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _replace(directory / XML_FILE, _junit(run))
-        _replace(directory / JSON_FILE, _json(run))
+        _replace(path.with_suffix(".xml"), _junit(run))
+        _replace(path.with_suffix(".json"), _json(run))
+        _replace(path, render(run))
     except OSError as error:
         raise ToolkitError(f"can't write the report to {directory}: {error.strerror or error}") from None
+    return path
 
 
 def show(run: Run, console: Console | None = None) -> None:
@@ -112,7 +171,7 @@ def show(run: Run, console: Console | None = None) -> None:
         cells.append("\n".join([result.came, *result.problems]).strip())
         cells.append("" if result.delay_ms is None else f"{result.delay_ms:.1f}")
         table.add_row(*map(Text, cells), Text(result.verdict, STYLES[result.verdict]))
-    (console or Console(highlight=False)).print(table)
+    (console or get_console()).print(table)
 
 
 def _replace(path: Path, content: str) -> None:
@@ -141,6 +200,7 @@ def _json(run: Run) -> str:
             {
                 "image": result.variant,
                 "case": result.case,
+                **({"profile": result.profile, "transport": result.transport} if result.transport else {}),
                 "done": result.done,
                 "expected": result.expected,
                 "came": result.came,
@@ -158,9 +218,9 @@ def _json(run: Run) -> str:
 
 
 def _junit(run: Run) -> str:
-    root = ElementTree.Element("testsuites", _counts(run.results), name="verify")
-    for variant in dict.fromkeys(result.variant for result in run.results):
-        results = [result for result in run.results if result.variant == variant]
+    root = ElementTree.Element("testsuites", _counts(run.judged), name=run.name)
+    for variant in dict.fromkeys(result.variant for result in run.judged):
+        results = [result for result in run.judged if result.variant == variant]
         suite = ElementTree.SubElement(
             root, "testsuite", _counts(results), name=_clean(variant), timestamp=run.started.isoformat()
         )
@@ -172,7 +232,7 @@ def _junit(run: Run) -> str:
         for name, value in pairs:
             ElementTree.SubElement(properties, "property", name=_clean(name), value=_clean(value))
         for result in results:
-            _testcase(suite, result)
+            _testcase(suite, run.name, result)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -184,23 +244,23 @@ def _counts(results: Sequence[Result]) -> dict[str, str]:
     return {
         "tests": str(len(results)),
         "failures": count(Verdict.FAILED),
-        # JUnit's "skipped" passes for success; what didn't run verifies nothing.
+        # JUnit's "skipped" passes for success; what should have run and didn't verifies nothing.
         "errors": count(Verdict.ERROR, Verdict.NOT_RUN),
-        "skipped": "0",
+        "skipped": count(Verdict.SKIPPED),
         "time": f"{sum(result.seconds for result in results):.3f}",
     }
 
 
-def _testcase(suite: ElementTree.Element, result: Result) -> None:
+def _testcase(suite: ElementTree.Element, name: str, result: Result) -> None:
     case = ElementTree.SubElement(
         suite,
         "testcase",
-        classname=f"verify.{_clean(result.variant)}",
-        name=_clean(result.case),
+        classname=f"{name}.{_clean(result.variant)}",
+        name=_clean(result.name),
         time=f"{result.seconds:.3f}",
     )
     if result.verdict is not Verdict.PASSED:
-        kind = "failure" if result.verdict is Verdict.FAILED else "error"
+        kind = {Verdict.FAILED: "failure", Verdict.SKIPPED: "skipped"}.get(result.verdict, "error")
         message = "; ".join([result.verdict, *result.problems])
         ElementTree.SubElement(case, kind, message=_clean(message))
     output = ElementTree.SubElement(case, "system-out")

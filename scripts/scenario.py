@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import io
@@ -27,15 +28,17 @@ from docker.errors import APIError, DockerException, NotFound
 from docker.models.containers import Container
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from requests.exceptions import RequestException
+from rich import get_console
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from scripts import engine, report
+from scripts import engine, report, sources, terminal
+from scripts.capture import Capture, Sniffer
 from scripts.clean import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable, delay_ms, parse
-from scripts.report import Image, Result, Run, Verdict
+from scripts.report import Image, Result, Run, Verdict, counted, plural
 from scripts.settings import ROOT, Settings
+from scripts.terminal import Work
 
 PATCHED = "patched"
 STOCK = "stock"
@@ -50,6 +53,8 @@ DEBUG_LOG = "/var/log/freeswitch/freeswitch.log"
 # Seconds in which a duplicate of a report would have to come.
 SETTLE = 2.0
 HOLD_MS = 3_600_000
+# Lines of a log that go into the report.
+EXCERPT = 60
 SIPP_LOGS = ("screen.log", "errors.log", "messages.log")
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # How a connection may end when the kernel closes it for a killed process:
@@ -80,7 +85,7 @@ class Expectation:
     closes: frozenset[tuple[str, str]] = KILLED_CLOSES
 
     def __str__(self) -> str:
-        return _counted(self.reports, self.unregisters)
+        return counted(self.reports, self.unregisters)
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ def run(
     and networks are removed. Raises ToolkitError if a case didn't pass, if
     FreeSWITCH or Docker failed, or on SIGINT and SIGTERM.
     """
-    console = console or Console(highlight=False)
+    console = console or get_console()
     logs = settings.report_directory / "logs"
     # A log must not be taken for this run's.
     shutil.rmtree(logs, ignore_errors=True)
@@ -157,10 +162,13 @@ def run(
             with _undisturbed():
                 left = _sweep(client, lab.id)
                 results = _complete(lab.results, cases, variants, str(failure or "broken off"))
-                outcome = Run(started, lab.images, lab.versions, results)
-                report.write(outcome, settings.report_directory)
+                results = [_with_logs(result, logs) for result in results]
+                outcome = Run(started, lab.images, lab.versions, results, subclass=settings.esl_event)
+                page = report.write(outcome, settings.report_directory)
                 report.show(outcome, console)
-    where = f"report in {_short(settings.report_directory)}"
+    if not outcome.failures:
+        console.print(f"report in {_short(page)}", soft_wrap=True)
+    where = f"report in {_short(page)}"
     if failure:
         raise ToolkitError("; ".join([str(failure), *left, where]))
     if outcome.failures:
@@ -188,12 +196,11 @@ def _run_loop(lab: _Lab, cases: Sequence[Case], variants: Sequence[str]) -> None
                 this.cancel()
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=lab.console, transient=True) as progress:
+        with terminal.work(lab.console) as work:
             # Most of a case is waiting, so the variants do it at the same time.
             async with asyncio.TaskGroup() as group:
                 for variant in variants:
-                    group.create_task(lab.run_variant(variant, cases, progress))
+                    group.create_task(lab.run_variant(variant, cases, work))
 
     try:
         # On its way out it waits for Docker calls that are still under way in
@@ -228,6 +235,22 @@ def _complete(results: Sequence[Result], cases: Sequence[Case], variants: Sequen
         for variant in variants
         for case in cases
     ]
+
+
+def _with_logs(result: Result, logs: Path) -> Result:
+    """Return `result` with the ends of its logs if it didn't pass: SIPp's, and what FreeSWITCH printed."""
+    if result.verdict is Verdict.PASSED:
+        return result
+    excerpts = {}
+    for name in (_sipp_log(result.variant, result.case), f"{result.variant}-freeswitch.log"):
+        with contextlib.suppress(OSError):
+            lines = ANSI.sub("", (logs / name).read_text(errors="replace")).splitlines()
+            excerpts[name] = "\n".join(line.rstrip() for line in lines[-EXCERPT:])
+    return dataclasses.replace(result, logs=excerpts)
+
+
+def _sipp_log(variant: str, case: str) -> str:
+    return f"{variant}-{case.replace(' ', '-')}-sipp.log"
 
 
 def _sweep(client: docker.DockerClient, run_id: str) -> list[str]:
@@ -273,24 +296,25 @@ class _Lab:
             except NotFound:
                 raise ToolkitError(f"there is no image {tag}: `inv build` makes it") from None
             self.images.append(Image(variant, tag, image.id, image.labels))
-        self.versions["docker"] = self.client.version()["Version"]
+            self.versions |= upstreams(self.settings, image.labels)
+        self.versions |= engine.versions(self.client)
         self.versions["genesis"] = importlib.metadata.version("genesis")
 
     def image(self, variant: str) -> str:
         return next(image.id for image in self.images if image.variant == variant)
 
-    async def run_variant(self, variant: str, cases: Sequence[Case], progress: Progress) -> None:
-        task = progress.add_task(f"{variant}: starting FreeSWITCH", total=None)
-        async with _freeswitch(self, variant, cases) as bench:
-            for case in cases:
-                progress.update(task, description=f"{variant}: {case.name}")
-                result, lost = await bench.run(case)
-                self.results.append(result)
-                if result.verdict is not Verdict.PASSED:
-                    await bench.keep_log()
-                if lost:
-                    raise ToolkitError(result.problems[0])
-        progress.remove_task(task)
+    async def run_variant(self, variant: str, cases: Sequence[Case], work: Work) -> None:
+        with work.task(variant) as shown:
+            shown.say("starting FreeSWITCH")
+            async with _freeswitch(self, variant, cases) as bench:
+                for case in cases:
+                    shown.say(case.name)
+                    result, lost = await bench.run(case)
+                    self.results.append(result)
+                    if result.verdict is not Verdict.PASSED:
+                        await bench.keep_log()
+                    if lost:
+                        raise ToolkitError(result.problems[0])
 
 
 @dataclass
@@ -304,6 +328,7 @@ class _Bench:
     address: str
     passwords: Mapping[str, str]
     subscribe: Callable[[], Subscriber]
+    sniffer: Sniffer
 
     def __post_init__(self) -> None:
         self.subscriber = self.subscribe()
@@ -312,7 +337,7 @@ class _Bench:
         """Return the result of `case`, and whether this bench is lost."""
         observation = Observation(case.user, case.transport[1], self.lab.settings.esl_event)
         expected = case.expected[self.variant]
-        start = time.monotonic()
+        start, began_ns = time.monotonic(), time.time_ns()
         lost = False
         try:
             await self._carry_out(case, expected, observation)
@@ -337,6 +362,7 @@ class _Bench:
             timings=timings,
             seconds=time.monotonic() - start,
             events=observation.events,
+            capture=await self._capture(observation, began_ns),
         )
         return result, lost
 
@@ -357,6 +383,19 @@ class _Bench:
             await self._until(observation, lambda event: False, timeout)
             if judge(expected, observation):
                 await client.keep_logs()
+
+    async def _capture(self, observation: Observation, began_ns: int) -> Capture:
+        pcap, problem = await _docker(self.sniffer.read)
+        return Capture(
+            transport=observation.transport,
+            server=self.address,
+            client=observation.address,
+            began_ns=began_ns,
+            ended_ns=time.time_ns(),
+            killed_ns=observation.killed_ns,
+            pcap=pcap,
+            problem=problem,
+        )
 
     async def _until(self, observation: Observation, wanted: Callable[[Event], bool], timeout: float) -> Event | None:
         """Note the events that come, up to a `wanted` one; None if that doesn't come."""
@@ -468,12 +507,23 @@ async def _freeswitch(lab: _Lab, variant: str, cases: Sequence[Case]) -> AsyncIt
     address = await _address(container, network.name)
     subclasses = (lab.settings.esl_event, REGISTER, UNREGISTER)
     subscribe = functools.partial(Subscriber, address, ESL_PORT, password, subclasses)
-    bench = _Bench(lab, variant, network.name, container, address, passwords, subscribe)
+    sniffer = Sniffer(
+        lab.client,
+        lab.image("sipp"),
+        container,
+        f"tcp and host {address} and not port {ESL_PORT}",
+        lab.name(f"{variant}-capture"),
+        lab.labels,
+    )
+    bench = _Bench(lab, variant, network.name, container, address, passwords, subscribe, sniffer)
     try:
+        # While FreeSWITCH starts.
+        await _docker(sniffer.start)
         await bench.start()
         yield bench
     finally:
         await bench.subscriber.__aexit__(None, None, None)
+    await _docker(sniffer.remove)
     await _docker(container.remove, force=True, v=True)
     await _docker(network.remove)
 
@@ -526,8 +576,7 @@ class _Sipp:
     async def keep_logs(self) -> str:
         script = f'cd /tmp; for f in {" ".join(SIPP_LOGS)}; do echo "== $f"; cat "$f" 2>/dev/null; done'
         _, output = await _docker(self.container.exec_run, ["sh", "-c", script])
-        name = f"{self.bench.variant}-{self.case.name.replace(' ', '-')}-sipp.log"
-        return _keep(self.bench.lab.logs / name, output)
+        return _keep(self.bench.lab.logs / _sipp_log(self.bench.variant, self.case.name), output)
 
     async def _check_running(self) -> None:
         code = await self._exit_code(0)
@@ -562,7 +611,7 @@ async def _sipp(bench: _Bench, case: Case) -> AsyncIterator[_Sipp]:
     scenario = render(
         f"sipp/{case.template}",
         user=case.user,
-        password=bench.passwords[case.user],
+        answer=f"[authentication username={case.user} password={bench.passwords[case.user]}]",
         domain=DOMAIN,
         timeout_ms=int(lab.settings.event_timeout * 1000),
         hold_ms=HOLD_MS,
@@ -618,7 +667,7 @@ class Observation:
 
     def came(self) -> str:
         """Return what came in the words of `Expectation`."""
-        return _counted(len(self.reports), len(self.unregisters))
+        return counted(len(self.reports), len(self.unregisters))
 
     def timings(self) -> dict[str, float]:
         """Return the milliseconds between kill, detection and arrival."""
@@ -637,9 +686,9 @@ def judge(expected: Expectation, observation: Observation) -> list[str]:
     """Return what is not as `expected`, one line each; empty if all is."""
     problems = []
     if len(observation.reports) != expected.reports:
-        problems.append(f"{_plural(len(observation.reports), 'report')} instead of {expected.reports}")
+        problems.append(f"{plural(len(observation.reports), 'report')} instead of {expected.reports}")
     if len(observation.unregisters) != expected.unregisters:
-        problems.append(f"{_plural(len(observation.unregisters), 'unregister')} instead of {expected.unregisters}")
+        problems.append(f"{plural(len(observation.unregisters), 'unregister')} instead of {expected.unregisters}")
     for event in observation.unregisters:
         if event.get("from-user") != observation.user:
             problems.append(f"unregister of '{event.get('from-user')}' instead of '{observation.user}'")
@@ -685,6 +734,18 @@ def _judge_report(expected: Expectation, observation: Observation, event: Event)
     if found.detected_at_us * 1000 > event.arrived_ns:
         problems.append(f"detected-at-us {found.detected_at_us} is after the arrival ({event.arrived_ns} ns)")
     return problems
+
+
+def upstreams(settings: Settings, labels: Mapping[str, str]) -> dict[str, str]:
+    """Return what an image with `labels` was made of: the upstreams and the patch series."""
+    found = {}
+    for source in settings.sources:
+        if commit := labels.get(f"{LABEL}.{source.name}", ""):
+            version = sources.version(source) if commit == source.commit and source.tag else ""
+            found[source.name] = f"{version} ({commit})" if version else commit
+    if series := labels.get(f"{LABEL}.series", ""):
+        found["patch series"] = series
+    return found
 
 
 def render(template: str, **values: Any) -> str:
@@ -735,14 +796,3 @@ def _line(output: bytes) -> str:
     """Return the first line that has something on it."""
     lines = (" ".join(line.split()) for line in output.decode(errors="replace").splitlines())
     return next((line for line in lines if line), "")[:200]
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _counted(reports: int, unregisters: int) -> str:
-    parts = [_plural(reports, "report") if reports else "no report"]
-    if unregisters:
-        parts.append(_plural(unregisters, "unregister"))
-    return ", ".join(parts)

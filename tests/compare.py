@@ -11,23 +11,28 @@ changes only when an outcome does.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
+from rich import get_console
 
+from scripts import report, terminal
 from scripts.clean import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import UNREGISTER
+from scripts.report import Verdict
 from scripts.settings import ROOT, Settings, load
+from scripts.terminal import Work
 from tests import lab as lab_module
 from tests import player
 from tests.lab import Lab
 from tests.player import Case, Player, Stage
+from tests.record import Record
 
 FILE = ROOT / "docs" / "comparison.md"
 STOCK = {"tcp-unreg-on-socket-close": "true"}
@@ -42,37 +47,49 @@ class Run:
     version: str
     labels: dict[str, str]
     outcomes: dict[Case, str]
+    record: Record
 
 
-def measure(settings: Settings, variant: str) -> Run:
-    """Run the table against the image `variant`."""
+def measure(settings: Settings, variant: str, work: Work) -> Run:
+    """Run the table against the image `variant`; `work` shows the progress."""
     outcomes = {}
+    record = Record(variant)
     cases = [case for case in player.load() if variant == "patched" or case.profile not in PATCHED_ONLY]
     with (
         tempfile.TemporaryDirectory() as directory,
+        work.task(variant, len(cases)) as shown,
         lab_module.start(settings, Path(directory), variant, parameters=STOCK if variant == "stock" else None) as lab,
     ):
         version = " ".join(lab.freeswitch.recorder.api("version").split())
         labels = dict(lab.freeswitch.container.image.labels)
         for case in cases:
             if case.profile != "six" or lab.freeswitch.address6:
-                outcomes[case] = _outcome(lab, case, variant)
-    return Run(version, labels, outcomes)
+                outcomes[case] = _outcome(record, lab, case)
+            shown.advance()
+    return Run(version, labels, outcomes, record)
 
 
-def _outcome(lab: Lab, case: Case, variant: str) -> str:
+def _outcome(record: Record, lab: Lab, case: Case) -> str:
     try:
-        play = Player(lab, case, stock=variant == "stock")
-        stages = play.play()
+        with record.case(lab, case) as entry:
+            entry.stages = entry.player.play()
     except (AssertionError, OSError, ToolkitError) as error:
         return f"failed: {' '.join(str(error).split())[:80] or type(error).__name__}"
-    if variant == "patched":
-        return "as it must be" if not player.problems(stages) else "; ".join(player.problems(stages))
-    return _judge_stock(play, stages)
+    if record.variant == "patched":
+        problems = player.problems(entry.stages)
+        if problems:
+            record.note(case, Verdict.FAILED, problems=problems)
+        return "; ".join(problems) or "as it must be"
+    outcome, right = _judge_stock(entry.player, entry.stages)
+    record.note(case, Verdict.PASSED if right else Verdict.FAILED, came=outcome)
+    return outcome
 
 
-def _judge_stock(play: Player, stages: Sequence[Stage]) -> str:
-    """Return in words how many of the expected reports came as an unregister, and how many that were not."""
+def _judge_stock(play: Player, stages: Sequence[Stage]) -> tuple[str, bool]:
+    """Return in words how many of the expected reports came as an unregister, and how many that were not.
+
+    And whether it is as with the patch: all of them in time, and nothing else.
+    """
     wanted = sum(len(stage.expected.reports) for stage in stages)
     found = wrong = 0
     for stage in stages:
@@ -93,7 +110,7 @@ def _judge_stock(play: Player, stages: Sequence[Stage]) -> str:
         parts = [] if total else ["none, rightly"]
     parts += [f"{wrong} false"] if wrong else []
     parts += [f"{late} late"] if late > 0 else []
-    return ", ".join(parts)
+    return ", ".join(parts), found == wanted and not wrong and late <= 0
 
 
 def document(settings: Settings, stock: Run, patched: Run) -> str:
@@ -125,19 +142,44 @@ def document(settings: Settings, stock: Run, patched: Run) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
+def compared(stock: Record, patched: Record) -> report.Run:
+    """Return what the report is made of: both images side by side, stock only to be compared with."""
+    run = patched.run()
+    return replace(
+        run,
+        name="comparison",
+        images=[*run.images, *stock.images],
+        versions={**run.versions, **stock.versions},
+        results=[*run.results, *stock.results.values()],
+        compared={stock.variant},
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write; return the exit code: 1 if the patched image is not as it must be."""
-    settings, console = load(), Console(highlight=False)
+    parser = argparse.ArgumentParser(description=f"Measure both images and write {FILE.relative_to(ROOT)}.")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    terminal.configure(parser.parse_args(arguments).quiet)
+    settings, console = load(), get_console()
     try:
-        with ThreadPoolExecutor(2) as pool:
-            stock, patched = pool.map(lambda variant: measure(settings, variant), ("stock", "patched"))
+        with terminal.work(console) as work, ThreadPoolExecutor(2) as pool:
+            stock, patched = pool.map(lambda variant: measure(settings, variant, work), ("stock", "patched"))
     except ToolkitError as error:
-        console.print(str(error), soft_wrap=True)
+        terminal.loud(console).print(str(error), soft_wrap=True)
         return 1
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(document(settings, stock, patched))
+    try:
+        page = report.write(compared(stock.record, patched.record), settings.report_directory)
+    except ToolkitError as error:
+        terminal.loud(console).print(str(error), soft_wrap=True)
+        return 1
     wrong = [str(case) for case, outcome in patched.outcomes.items() if outcome != "as it must be"]
-    console.print(f"wrote {FILE.relative_to(ROOT)}: {len(patched.outcomes)} cases, {len(wrong)} not as they must be")
+    console.print(
+        f"wrote {FILE.relative_to(ROOT)}: {len(patched.outcomes)} cases, {len(wrong)} not as they must be; "
+        f"report in {page}",
+        soft_wrap=True,
+    )
     return 1 if wrong else 0
 
 

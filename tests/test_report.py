@@ -48,8 +48,8 @@ RUN = Run(
 def written(run: Run, directory: Path) -> tuple[ElementTree.Element, dict[str, Any]]:
     report.write(run, directory)
     return (
-        ElementTree.parse(directory / report.XML_FILE).getroot(),
-        json.loads((directory / report.JSON_FILE).read_text()),
+        ElementTree.parse(directory / "verify.xml").getroot(),
+        json.loads((directory / "verify.json").read_text()),
     )
 
 
@@ -100,6 +100,36 @@ def test_run_passes_only_if_every_case_does(tmp_path: Path) -> None:
         assert dataclasses.replace(RUN, results=[PASSED, bad]).failures == [bad]
 
 
+def test_skipped_case_fails_nothing_and_is_said(tmp_path: Path) -> None:
+    skipped = dataclasses.replace(PASSED, case="six", verdict=Verdict.SKIPPED, problems=["no IPv6 here"])
+    run = dataclasses.replace(RUN, results=[PASSED, skipped])
+    root, document = written(run, tmp_path)
+    assert document["passed"] is True and not run.failures
+    assert (root.get("tests"), root.get("errors"), root.get("skipped")) == ("2", "0", "1")
+    assert [case.get("message") for case in root.iter("skipped")] == ["skipped; no IPv6 here"]
+
+
+def test_compared_variant_is_not_in_junit(tmp_path: Path) -> None:
+    run = dataclasses.replace(RUN, compared={"stock"}, name="comparison")
+    report.write(run, tmp_path)
+    root = ElementTree.parse(tmp_path / "comparison.xml").getroot()
+    assert [suite.get("name") for suite in root.iter("testsuite")] == ["patched"]
+    assert not run.failures
+
+
+def test_names_tell_transports_and_profiles_apart(tmp_path: Path) -> None:
+    found = [dataclasses.replace(PASSED, profile="main", transport=transport) for transport in ("tcp", "tls")]
+    report.write(dataclasses.replace(RUN, results=found, name="death-matrix"), tmp_path)
+    root = ElementTree.parse(tmp_path / "death-matrix.xml").getroot()
+    assert [case.get("name") for case in root.iter("testcase")] == [
+        "killed client, main, tcp",
+        "killed client, main, tls",
+    ]
+    assert root[0][1].get("classname") == "death-matrix.patched"
+    document = json.loads((tmp_path / "death-matrix.json").read_text())
+    assert [entry["transport"] for entry in document["results"]] == ["tcp", "tls"]
+
+
 def test_table_shows_every_result_and_takes_no_markup() -> None:
     stream = io.StringIO()
     report.show(RUN, Console(file=stream, width=200))
@@ -128,5 +158,5 @@ def test_unusable_directory_is_named(tmp_path: Path) -> None:
 
 
 def test_report_is_readable_for_others(tmp_path: Path) -> None:
-    report.write(RUN, tmp_path)
-    assert (tmp_path / report.XML_FILE).stat().st_mode & 0o777 == 0o644
+    page = report.write(RUN, tmp_path)
+    assert [path.stat().st_mode & 0o777 for path in (page, page.with_suffix(".xml"))] == [0o644, 0o644]

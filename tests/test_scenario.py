@@ -150,7 +150,12 @@ def test_cases_say_what_must_come_on_every_image() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_sipp_scenarios_are_well_formed(case: scenario.Case) -> None:
     text = scenario.render(
-        f"sipp/{case.template}", user=case.user, password="pw", domain="example.test", timeout_ms=1500, hold_ms=7
+        f"sipp/{case.template}",
+        user=case.user,
+        answer=f"[authentication username={case.user} password=pw]",
+        domain="example.test",
+        timeout_ms=1500,
+        hold_ms=7,
     )
     root = ElementTree.fromstring(text)
     sends = [element.text or "" for element in root.iter("send")]

@@ -20,8 +20,10 @@ import pytest
 from docker.models.containers import Container
 from rich.console import Console
 
-from scripts import engine, scenario
+from scripts import engine, ladder, scenario
+from scripts.capture import Sniffer
 from scripts.errors import ToolkitError
+from scripts.ladder import Kind, Lane
 from scripts.report import Run, Verdict
 from scripts.scenario import CASES, PATCHED, RUN_LABEL, STOCK, Expectation
 from scripts.settings import ROOT, Settings
@@ -110,10 +112,55 @@ def test_killed_client_is_reported_by_the_patched_freeswitch_only(lab: Settings,
     }
     delay_ms = outcome.results[0].delay_ms
     assert delay_ms is not None and 0 < delay_ms < lab.event_timeout * 1000
-    assert set(outcome.versions) == {"docker", "genesis", "sipp", "freeswitch (patched)", "freeswitch (stock)"}
+    made_of = {"sofia-sip", "spandsp", "freeswitch", "patch series"}
+    names = {"docker", "kernel", "host", "python", "genesis", "sipp", "freeswitch (patched)", "freeswitch (stock)"}
+    assert set(outcome.versions) == made_of | names
+    assert outcome.versions["freeswitch"].endswith(f"({lab.source('freeswitch').commit})")
     assert junit(lab).attrib["tests"] == "4" and junit(lab).attrib["failures"] == junit(lab).attrib["errors"] == "0"
     assert not (lab.report_directory / "logs").exists()
     spy.check_nothing_left()
+    check_ladders(outcome, lab)
+
+
+def check_ladders(outcome: Run, lab: Settings) -> None:
+    """The capture has the whole story of each case, in the order in which it happened."""
+    ladders = {}
+    for result in outcome.results:
+        assert result.capture
+        ladders[result.variant, result.case] = ladder.build(result.capture, result.events, lab.esl_event)
+    registration = ["SYN", "SYN, ACK", "REGISTER (1)", "401 Unauthorized (1)", "REGISTER (2)", "200 OK (2)"]
+    for (variant, case), found in ladders.items():
+        wire = [step for step in found.steps if step.kind in (Kind.TCP, Kind.SIP, Kind.END)]
+        assert [step.label for step in wire][:6] == registration
+        assert (found.killed_ns is not None) == (case == KILLED.name)
+        kinds = [step.kind for step in found.steps]
+        if case == LEFT.name:
+            assert [step.label for step in wire if step.kind is Kind.SIP][-1].startswith("200 OK")
+            assert Kind.END in kinds and Kind.REPORT not in kinds
+            continue
+        killed, ended = kinds.index(Kind.KILL), kinds.index(Kind.END)
+        assert killed < ended and found.steps[ended].label == "FIN, ACK" and found.steps[ended].source is Lane.CLIENT
+        assert found.end_ns == found.steps[ended].when_ns
+        if variant == PATCHED:
+            assert ended < kinds.index(Kind.REPORT)
+        else:
+            assert Kind.REPORT not in kinds
+    text = (lab.report_directory / "verify.html").read_text()
+    assert text.count('<svg class="ladder"') == 4 and "No ladder diagram" not in text
+
+
+def test_verification_without_a_capture_is_a_verification(lab: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(sniffer: Sniffer) -> None:
+        sniffer.image = f"{lab.image}:stock"
+        started(sniffer)
+
+    started = Sniffer.start
+    monkeypatch.setattr(Sniffer, "start", start)
+    outcome = scenario.run(lab, cases=[KILLED], variants=[PATCHED], console=quiet())
+    assert [result.verdict for result in outcome.results] == [Verdict.PASSED]
+    text = (lab.report_directory / "verify.html").read_text()
+    assert "No ladder diagram: nothing was captured: its image has no tcpdump" in text
+    assert "passed: all 1 cases" in text
 
 
 def test_report_that_does_not_come_fails_the_run(lab: Settings, client: docker.DockerClient) -> None:
@@ -126,6 +173,9 @@ def test_report_that_does_not_come_fails_the_run(lab: Settings, client: docker.D
     logs = {path.name: path.stat().st_size for path in (lab.report_directory / "logs").iterdir()}
     names = {"stock-freeswitch.log", "stock-freeswitch-debug.log", "stock-killed-client-sipp.log"}
     assert set(logs) == names and all(logs.values())
+    text = (lab.report_directory / "verify.html").read_text()
+    assert text.index("0 reports instead of 1") < text.index("stock-killed-client-sipp.log") < text.index('id="matrix"')
+    assert "REGISTER sip:" in text
     spy.check_nothing_left()
 
 
@@ -168,7 +218,8 @@ def test_client_with_a_wrong_password_is_an_error_with_its_log(lab: Settings, mo
     render = scenario.render
 
     def wrong(template: str, **values: object) -> str:
-        return render(template, **(values | {"password": "wrong"} if template.startswith("sipp/") else values))
+        answer = {"answer": "[authentication username=bob password=wrong]"}
+        return render(template, **(values | answer if template.startswith("sipp/") else values))
 
     monkeypatch.setattr(scenario, "render", wrong)
     message = failing_run(lab, cases=[LEFT], variants=[STOCK])

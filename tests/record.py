@@ -1,0 +1,210 @@
+"""The report of the death matrix: what each case of matrix.yaml came to, as a scripts.report.Run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from scripts import engine, report, scenario
+from scripts.capture import Capture, Sniffer
+from scripts.clean import LABEL
+from scripts.errors import ToolkitError
+from scripts.report import Image, Result, Run, Verdict
+from scripts.settings import load
+from tests import player
+from tests.lab import ESL_PORT, Lab
+from tests.player import Case, Player, Stage
+
+NAME = "death-matrix"
+# Lines of FreeSWITCH's log that go into the report of a case that failed.
+EXCERPT = 60
+
+
+@dataclass
+class Entry:
+    """One case while it is played; the test sets `stages`."""
+
+    player: Player
+    stages: list[Stage] = field(default_factory=list)
+
+
+@dataclass
+class Record:
+    """The results of the cases on one image; its `directory` is where the report goes."""
+
+    variant: str = "patched"
+    started: datetime = field(default_factory=lambda: datetime.now().astimezone())
+    results: dict[Case, Result] = field(default_factory=dict)
+    images: list[Image] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    subclass: str = ""
+    directory: Path | None = None
+
+    @contextlib.contextmanager
+    def case(self, lab: Lab, case: Case) -> Iterator[Entry]:
+        """Note what comes of `case`, whatever it is; a case with a kill is captured."""
+        self._note_lab(lab)
+        entry = Entry(Player(lab, case, stock=self.variant == "stock"))
+        began_ns = time.time_ns()
+        verdict, problems = Verdict.PASSED, []
+        with _captured(lab, case) as sniffer:
+            try:
+                yield entry
+            except pytest.skip.Exception as skipped:
+                verdict, problems = Verdict.SKIPPED, [str(skipped)]
+                raise
+            except Exception as error:
+                problems = player.problems(entry.stages)
+                verdict = Verdict.FAILED if problems else Verdict.ERROR
+                problems = problems or [" ".join(str(error).split())[:300] or type(error).__name__]
+                raise
+            finally:
+                self.results[case] = self._result(lab, case, entry, verdict, problems, began_ns, sniffer)
+
+    def note(self, case: Case, verdict: Verdict, **changes: Any) -> None:
+        """Change the verdict on `case` and other fields of its result."""
+        self.results[case] = replace(self.results[case], verdict=verdict, **changes)
+
+    def fill(self, cases: Iterable[Case], why: str) -> None:
+        """Add those of `cases` that have not been run because of `why`, and put all into the order of `cases`."""
+        self.results = {
+            case: self.results.get(case)
+            or Result(
+                self.variant, case.name, "", "", "", Verdict.NOT_RUN, [why],
+                profile=case.profile, transport=case.transport, steps=case.steps,
+            )
+            for case in cases
+        }  # fmt: skip
+
+    def run(self) -> Run:
+        """Return what the report is made of."""
+        return Run(
+            self.started, self.images, self.versions, list(self.results.values()), name=NAME, subclass=self.subclass
+        )
+
+    def _note_lab(self, lab: Lab) -> None:
+        if not self.images:
+            container = lab.freeswitch.container
+            image = container.image
+            self.images.append(Image(self.variant, lab.image, image.id, image.labels))
+            self.versions |= scenario.upstreams(lab.settings, image.labels) | engine.versions(container.client)
+            self.versions["genesis"] = importlib.metadata.version("genesis")
+            self.versions[f"freeswitch ({self.variant})"] = " ".join(lab.freeswitch.recorder.api("version").split())
+            self.subclass = lab.settings.esl_event
+            self.directory = lab.settings.report_directory
+
+    def _result(
+        self,
+        lab: Lab,
+        case: Case,
+        entry: Entry,
+        verdict: Verdict,
+        problems: list[str],
+        began_ns: int,
+        sniffer: Sniffer | None,
+    ) -> Result:
+        ended_ns = time.time_ns()
+        capture = None
+        if sniffer:
+            pcap, problem = sniffer.read()
+            capture = Capture(
+                case.transport, lab.freeswitch.address, "", began_ns, ended_ns, entry.player.killed_ns, pcap, problem
+            )
+        # Several connections have no one end that a delay could begin at.
+        measured = [stage for stage in entry.stages if stage.step.split()[0] not in ("storm", "fin_all")]
+        delays = [arrival * 1e3 for stage in measured for arrival in stage.arrivals]
+        logs = {}
+        if verdict in (Verdict.FAILED, Verdict.ERROR):
+            text = lab.freeswitch.container.logs(since=began_ns // 10**9, tail=EXCERPT).decode(errors="replace")
+            logs["FreeSWITCH"] = text
+        # Stock code removes WebSocket registrations anyway: that counts where it was asked for.
+        judged = [stage for stage in entry.stages if case.transport in ("tcp", "tls") or stage.expected.unregisters]
+        expected = report.counted(
+            sum(len(stage.expected.reports) for stage in entry.stages),
+            sum(len(stage.expected.unregisters) for stage in entry.stages),
+        )
+        came = report.counted(sum(stage.reports for stage in entry.stages), sum(stage.unregisters for stage in judged))
+        return Result(
+            self.variant,
+            case.name,
+            "",
+            expected if entry.stages else "",
+            came if entry.stages else "",
+            verdict,
+            problems,
+            delay_ms=max(delays, default=None),
+            seconds=(ended_ns - began_ns) / 1e9,
+            events=entry.player.events() if capture or logs else (),
+            profile=case.profile,
+            transport=case.transport,
+            steps=case.steps,
+            logs=logs,
+            capture=capture,
+        )
+
+
+class Plugin:
+    """Writes the report at the end of a pytest session in which cases were played, or should have been."""
+
+    def __init__(self) -> None:
+        self.record = Record()
+        self.cases: list[Case] = []
+        self.why = ""
+        self.line = ""
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        functions = (item for item in session.items if isinstance(item, pytest.Function))
+        self.cases = [
+            cast(Case, function.callspec.params["case"])
+            for function in functions
+            if function.module.__name__ == "tests.test_matrix" and "case" in function.fixturenames
+        ]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "setup" and report.failed and "test_matrix.py::test_case" in report.nodeid:
+            self.why = report.longreprtext.strip().splitlines()[-1]
+
+    def pytest_sessionfinish(self) -> None:
+        if not self.record.results and not self.why:
+            return
+        self.record.fill(self.cases, self.why or "the run was broken off before it")
+        run = self.record.run()
+        try:
+            path = report.write(run, self.record.directory or load().report_directory)
+            self.line = f"death matrix: {len(run.results)} cases, {len(run.failures)} not passed; report in {path}"
+        except ToolkitError as error:
+            self.line = f"death matrix: {error}"
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.line:
+            terminalreporter.write_line(self.line)
+
+
+@contextlib.contextmanager
+def _captured(lab: Lab, case: Case) -> Iterator[Sniffer | None]:
+    """Capture what goes over the wire if `case` kills a client."""
+    if not any(step.startswith("kill ") for step in case.steps):
+        yield None
+        return
+    container = lab.freeswitch.container
+    sniffer = Sniffer(
+        container.client,
+        f"{lab.settings.image}:sipp",
+        container,
+        f"tcp and host {lab.freeswitch.address} and not port {ESL_PORT}",
+        f"{container.name}-capture",
+        {LABEL: "true"},
+    )
+    try:
+        sniffer.start()
+        yield sniffer
+    finally:
+        sniffer.remove()

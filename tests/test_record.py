@@ -1,0 +1,164 @@
+"""The record of the death matrix, without a FreeSWITCH."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from scripts.capture import Sniffer
+from scripts.report import Result, Verdict
+from scripts.settings import load
+from tests import compare, record
+from tests.player import Case, Expected, Stage
+from tests.record import Plugin, Record
+
+FIN = Case("FIN", "main", "tcp", ("open a", "register u a", "fin a -> u 0 left peer-closed"))
+KILL = Case("SIGKILL", "main", "ws", ("spawn u", "kill u -> u 0 left peer-closed"))
+STORM = Case("storm", "main", "tcp", ("storm u*9 fin -> each registered u*9 reset",))
+
+
+class Container:
+    """A container with an image and a log."""
+
+    image = SimpleNamespace(id="sha256:aa", labels={"org.freeswitch-tp-error.series": "abc"})
+    client = SimpleNamespace(
+        version=lambda: {"Version": "20.10", "KernelVersion": "6.1", "Os": "linux", "Arch": "amd64"},
+        info=lambda: {"OperatingSystem": "Debian"},
+    )
+    name = "lab"
+
+    def logs(self, **options: int) -> bytes:
+        return b"2026 [ERR] sofia.c boom \xff"
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A lab in which nothing runs."""
+    player = SimpleNamespace(killed_ns=5, events=list)
+    monkeypatch.setattr(record, "Player", lambda lab, case, stock=False: player)
+    monkeypatch.setattr(Sniffer, "start", lambda self: None)
+    recorder = SimpleNamespace(api=lambda command: "FreeSWITCH 1.10\n")
+    freeswitch = SimpleNamespace(container=Container(), recorder=recorder, address="192.0.2.1")
+    settings = SimpleNamespace(
+        image="fs", esl_event="sofia::tp_error_report", report_directory=tmp_path / "report", sources=load().sources
+    )
+    return SimpleNamespace(freeswitch=freeswitch, settings=settings, image="fs:patched")
+
+
+def stage(step: str, arrivals: list[float], **options: Any) -> Stage:
+    reports = [("u", 0, {"peer-closed"}) for _ in arrivals]
+    return Stage(step, Expected(reports=reports), reports=len(arrivals), arrivals=arrivals, **options)
+
+
+def test_case_that_passes(lab: Any) -> None:
+    found = Record()
+    with found.case(lab, FIN) as entry:
+        entry.stages = [stage(FIN.steps[2], [0.002, 0.004])]
+    result = found.results[FIN]
+    assert (result.verdict, result.expected, result.came) == (Verdict.PASSED, "2 reports", "2 reports")
+    assert (result.delay_ms, result.capture, result.logs) == (4.0, None, {})
+    assert (result.name, result.steps) == ("FIN, main, tcp", FIN.steps)
+
+
+def test_case_that_fails_has_its_problems_and_the_log(lab: Any) -> None:
+    found = Record()
+    with pytest.raises(AssertionError), found.case(lab, FIN) as entry:
+        entry.stages = [stage(FIN.steps[2], [], problems=["0 reports for u instead of 1"])]
+        raise AssertionError("assert not ['...']")
+    result = found.results[FIN]
+    assert result.verdict is Verdict.FAILED
+    assert result.problems == [f"{FIN.steps[2]}: 0 reports for u instead of 1"]
+    assert result.logs == {"FreeSWITCH": "2026 [ERR] sofia.c boom \N{REPLACEMENT CHARACTER}"}
+
+
+def test_case_that_cannot_be_played_is_an_error(lab: Any) -> None:
+    found = Record()
+    with pytest.raises(ConnectionRefusedError), found.case(lab, FIN):
+        raise ConnectionRefusedError("refused")
+    assert (found.results[FIN].verdict, found.results[FIN].problems) == (Verdict.ERROR, ["refused"])
+
+
+def test_case_that_is_skipped_says_why(lab: Any) -> None:
+    found = Record()
+    with pytest.raises(pytest.skip.Exception), found.case(lab, FIN):
+        pytest.skip("no IPv6")
+    assert (found.results[FIN].verdict, found.results[FIN].problems) == (Verdict.SKIPPED, ["no IPv6"])
+
+
+def test_only_a_kill_is_captured(lab: Any) -> None:
+    found = Record()
+    with found.case(lab, KILL) as entry:
+        entry.stages = [stage(KILL.steps[1], [0.001])]
+    capture = found.results[KILL].capture
+    assert capture and (capture.transport, capture.killed_ns, capture.server) == ("ws", 5, "192.0.2.1")
+    assert capture.problem == "nothing was captured: tcpdump was not started"
+
+
+def test_storm_has_no_delay_and_counts_no_stock_unregisters(lab: Any) -> None:
+    found = Record()
+    with found.case(lab, STORM) as entry:
+        entry.stages = [stage(STORM.steps[0], [0.5])]
+    assert found.results[STORM].delay_ms is None
+    with found.case(lab, KILL) as entry:
+        entry.stages = [stage(KILL.steps[1], [0.001], unregisters=1)]
+    assert found.results[KILL].came == "1 report"
+
+
+def test_session_writes_what_was_played_and_what_was_not(lab: Any) -> None:
+    plugin = Plugin()
+    with plugin.record.case(lab, FIN) as entry:
+        entry.stages = [stage(FIN.steps[2], [0.002])]
+    plugin.cases = [KILL, FIN]
+    plugin.pytest_sessionfinish()
+    document = json.loads((lab.settings.report_directory / "death-matrix.json").read_text())
+    assert [(item["case"], item["verdict"]) for item in document["results"]] == [
+        ("SIGKILL", "not run"),
+        ("FIN", "passed"),
+    ]
+    assert document["versions"]["patch series"] == "abc" and document["versions"]["docker"] == "20.10"
+    assert "2 cases, 1 not passed; report in" in plugin.line
+    assert "the run was broken off before it" in (lab.settings.report_directory / "death-matrix.html").read_text()
+
+
+def test_session_without_a_case_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = Plugin()
+    plugin.pytest_sessionfinish()
+    assert plugin.line == ""
+
+
+def test_lab_that_does_not_start_is_told(tmp_path: Path) -> None:
+    plugin = Plugin()
+    plugin.record.directory = tmp_path
+    plugin.cases = [FIN]
+    failed: Any = SimpleNamespace(
+        when="setup", failed=True, nodeid="tests/test_matrix.py::test_case[x]", longreprtext="trace\nE   no engine\n"
+    )
+    plugin.pytest_runtest_logreport(failed)
+    plugin.pytest_sessionfinish()
+    text = (tmp_path / "death-matrix.html").read_text()
+    assert "incomplete: 1 of 1 cases were not run" in text and "no engine" in text
+
+
+def test_disk_that_is_full_costs_no_exception(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    plugin = Plugin()
+    plugin.record.directory, plugin.why, plugin.cases = tmp_path / "file" / "report", "broken", [FIN]
+    plugin.pytest_sessionfinish()
+    assert plugin.line.startswith("death matrix: can't write the report to")
+
+
+def test_comparison_has_both_images_and_judges_one(lab: Any) -> None:
+    stock, patched = Record("stock"), Record()
+    for each in (stock, patched):
+        with each.case(lab, FIN) as entry:
+            entry.stages = [stage(FIN.steps[2], [0.002])]
+    stock.note(FIN, Verdict.FAILED, came="0 of 1")
+    run = compare.compared(stock, patched)
+    found: list[Result] = list(run.results)
+    assert [(item.variant, item.came) for item in found] == [("patched", "1 report"), ("stock", "0 of 1")]
+    assert run.failures == [] and run.name == "comparison"
+    assert [image.variant for image in run.images] == ["patched", "stock"]
