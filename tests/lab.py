@@ -13,7 +13,6 @@ import itertools
 import secrets
 import shutil
 import socket
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -31,6 +30,7 @@ from docker.types import IPAMConfig, IPAMPool
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pytest_docker.plugin import get_docker_services
 
+from scripts import engine
 from scripts.clean import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable
@@ -203,6 +203,11 @@ class FreeSwitch:
         """Return the resident memory of FreeSWITCH."""
         return int(self.shell("awk '/^VmRSS/ {print $2}' /proc/1/status"))
 
+    def heap(self) -> tuple[int, int]:
+        """Return the allocated bytes of FreeSWITCH, and of these SQLite's, in a lab with `heap`."""
+        everything, sqlite = self.shell("cat /var/run/freeswitch/heap").split()
+        return int(everything), int(sqlite)
+
     def registrations(self, profile: str) -> list[dict[str, str]]:
         """Return what `sofia xmlstatus` lists as registered in `profile`."""
         text = self.recorder.api(f"sofia xmlstatus profile {profile} reg").strip()
@@ -257,16 +262,6 @@ class Lab:
         assert answer == "ok\n", f"relay: {command}: {answer}"
 
 
-def compose_command() -> str:
-    """Return what calls Docker Compose here; ToolkitError if nothing does."""
-    for command in ("docker compose", "docker-compose"):
-        if shutil.which(command.split()[0]):
-            outcome = subprocess.run([*command.split(), "version"], capture_output=True, check=False)
-            if outcome.returncode == 0:
-                return command
-    raise ToolkitError("neither `docker compose` nor `docker-compose` works: install Docker Compose")
-
-
 def ipv6_prefix(client: docker.DockerClient) -> str:
     """Return a prefix (/64) for a network, "" if the engine can't do IPv6."""
     token = secrets.token_hex(5)
@@ -288,10 +283,12 @@ def configure(
     ipv6: str,
     spare: bool,
     parameters: Mapping[str, str] | None = None,
+    heap: bool = False,
 ) -> Path:
     """Write the Compose file and all that it mounts to `directory`; return the Compose file.
 
-    `parameters` are set in every profile, before its own.
+    `parameters` are set in every profile, before its own. With `heap`
+    FreeSWITCH tells how much it has allocated.
     """
     templates = Environment(
         loader=FileSystemLoader(HERE / "templates"), undefined=StrictUndefined, keep_trailing_newline=True
@@ -310,6 +307,7 @@ def configure(
         "directory": directory,
         "ipv6": ipv6,
         "spare": spare,
+        "heap": heap,
         "profiles": profiles,
         "users": [f"u{number:04}" for number in range(USERS)],
     }
@@ -321,11 +319,27 @@ def configure(
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(templates.get_template(template).render(values))
     shutil.copy(HERE / "relay.py", directory)
+    if heap:
+        _compile_heap(settings, directory)
     _certificates(directory / "tls")
     # FreeSWITCH runs as a user of its own, and the umask may be strict.
     for path in (directory, *directory.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return directory / "compose.yml"
+
+
+def _compile_heap(settings: Settings, directory: Path) -> None:
+    command = "gcc -O2 -shared -fPIC -pthread -o /out/heap.so /heap.c"
+    volumes = {HERE / "heap.c": {"bind": "/heap.c", "mode": "ro"}, directory: {"bind": "/out"}}
+    with engine.connect() as client:
+        client.containers.run(
+            f"{settings.image}:build",
+            command,
+            volumes=volumes,
+            labels={LABEL: "true"},
+            network_disabled=True,
+            remove=True,
+        )
 
 
 def _certificates(directory: Path) -> None:
@@ -344,6 +358,7 @@ def start(
     variant: str = "patched",
     spare: bool = False,
     parameters: Mapping[str, str] | None = None,
+    heap: bool = False,
 ) -> Iterator[Lab]:
     """Run the lab with the image `variant`; remove all of it in the end."""
     client = docker.from_env()
@@ -352,8 +367,8 @@ def start(
         password = secrets.token_hex(16)
         image = f"{settings.image}:{variant}"
         ipv6 = ipv6_prefix(client)
-        file = configure(directory, settings, image, password, ipv6, spare, parameters)
-        with _services(compose_command(), str(file), project):
+        file = configure(directory, settings, image, password, ipv6, spare, parameters, heap)
+        with _services(engine.compose_command(), str(file), project):
             yield from _lab(client, settings, directory, image, project, password, ipv6)
     finally:
         client.close()

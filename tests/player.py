@@ -103,6 +103,8 @@ class Player:
         # The near end of the connection that the step has ended.
         self.ended: tuple[str, int] | None = None
         self.processes: dict[str, subprocess.Popen[str]] = {}
+        # When a client was killed, nanoseconds since the epoch.
+        self.killed_ns: int | None = None
         self.start = len(self.switch.recorder.events)
 
     def play(self) -> list[Stage]:
@@ -191,13 +193,13 @@ class Player:
         self.processes[alias] = process
 
     def kill(self, alias: str) -> float:
-        before = time.time()
         process = self.processes.pop(alias)
+        self.killed_ns = time.time_ns()
         process.kill()
         assert process.wait(5) == -9
         assert process.stdout
         process.stdout.close()
-        return before
+        return self.killed_ns / 1e9
 
     def wait(self, seconds: str) -> None:
         time.sleep(float(seconds))
@@ -369,6 +371,10 @@ class Player:
                 case _:
                     raise ValueError(f"{FILE.name}: can't read '{part}'")
         return expected
+
+    def events(self) -> list[Event]:
+        """Return all events about the users of this case so far."""
+        return [event for event in self.switch.recorder.events[self.start :] if self.is_mine(event)]
 
     def _mine(self, start: int) -> tuple[list[Event], list[Event]]:
         """Return the reports and the unregisters by the server for the users of this case since `start`."""

@@ -233,6 +233,15 @@ class Client:
         assert reply.status == 200, reply
         self.send(self._call_request("ACK", user, domain, uri, call_id, 2, reply.header("to")))
 
+    def ask(self, method: str, user: str, domain: str, number: str) -> Reply:
+        """Return the final response to a request without credentials."""
+        call_id, uri = uuid.uuid4().hex, f"sip:{number}@{domain}"
+        self.send(self._call_request(method, user, domain, uri, call_id, 1, ""))
+        reply = self._final()
+        if method == "INVITE":
+            self.send(self._call_request("ACK", user, domain, uri, call_id, 1, reply.header("to")))
+        return reply
+
     def _final(self) -> Reply:
         while (reply := self.receive()).status < 200:
             pass

@@ -4,6 +4,8 @@
 
 Ends with the figures, and with status 1 if a report was missing or doubled,
 or if sockets, memory or registrations did not return to where they began.
+With --stock the stock image is soaked, which reports nothing: what its memory
+does is what the patched one's may do.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich import get_console
 from rich.console import Console
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
+from scripts import terminal
 from scripts.settings import load
 from tests import lab as lab_module
 from tests.lab import DOMAIN, Lab
@@ -30,8 +34,8 @@ WORKERS = 3
 USERS = 400
 # Before this many cycles the allocator, the pools and the caches still grow to their working size.
 WARM_UP = 2000
-# Memory may still grow by this much after the warm-up, however many cycles follow.
-MEMORY_MARGIN_KB = 8 * 1024
+# What is allocated may still grow by this much after the warm-up, however many cycles follow.
+HEAP_MARGIN_KB = 1024
 
 
 @dataclass
@@ -44,7 +48,10 @@ class Figures:
     reports: int = 0
     wrong: int = 0
     sockets: tuple[int, int] = (0, 0)
-    memory_kb: list[int] = field(default_factory=list)
+    # Without what SQLite has allocated: its caches follow the size of the database.
+    heap_kb: list[int] = field(default_factory=list)
+    sqlite_kb: list[int] = field(default_factory=list)
+    resident_kb: list[int] = field(default_factory=list)
     left: int = 0
     delays_ms: list[float] = field(default_factory=list)
 
@@ -58,13 +65,17 @@ class Figures:
             found.append(f"{self.left} connections or registrations left")
         if self.sockets[1] > self.sockets[0]:
             found.append(f"open sockets grew from {self.sockets[0]} to {self.sockets[1]}")
-        if self.memory_kb[-1] - self.memory_kb[0] > MEMORY_MARGIN_KB:
-            found.append(f"memory grew from {self.memory_kb[0]} to {self.memory_kb[-1]} KiB")
+        if self.heap_kb[-1] - self.heap_kb[0] > HEAP_MARGIN_KB:
+            found.append(f"allocated memory grew from {self.heap_kb[0]} to {self.heap_kb[-1]} KiB")
         return found
 
     def lines(self) -> list[str]:
         """Return the figures for people."""
-        delays = sorted(self.delays_ms)
+        delays = sorted(self.delays_ms) or [0.0]
+
+        def series(values: Sequence[int]) -> str:
+            return " ".join(str(value) for value in values)
+
         return [
             f"cycles          {self.cycles} in {self.seconds:.0f} s, {self.cycles / self.seconds:.0f} per second",
             f"reports         {self.reports}, not exactly one: {self.wrong} Call-IDs, "
@@ -72,13 +83,19 @@ class Figures:
             f"delay ms        median {delays[len(delays) // 2]:.1f}, 99 % {delays[len(delays) * 99 // 100]:.1f}, "
             f"largest {delays[-1]:.1f} (detection to arrival)",
             f"sockets         {self.sockets[0]} before, {self.sockets[1]} after",
-            f"memory KiB      {' '.join(str(value) for value in self.memory_kb)} (after the warm-up, at each tenth)",
+            "KiB of memory after the warm-up, at each tenth, at the end:",
+            f"  allocated     {series(self.heap_kb)} (without SQLite's)",
+            f"  by SQLite     {series(self.sqlite_kb)}",
+            f"  resident      {series(self.resident_kb)}",
             f"left            {self.left} connections and registrations",
         ]
 
 
-def run(lab: Lab, cycles: int, profile: str = "main", limit: float = 3600.0) -> Figures:
-    """Run `cycles` after a warm-up, for `limit` seconds at most; return the figures."""
+def run(lab: Lab, cycles: int, profile: str = "main", limit: float = 3600.0, console: Console | None = None) -> Figures:
+    """Run `cycles` after a warm-up, for `limit` seconds at most; return the figures.
+
+    Needs a lab with `heap`. The progress is shown on `console` (default: not at all).
+    """
     users = [lab.user() for _ in range(USERS)]
     switch = lab.freeswitch
     calls: set[str] = set()
@@ -102,30 +119,43 @@ def run(lab: Lab, cycles: int, profile: str = "main", limit: float = 3600.0) -> 
             if call_id:
                 calls.add(call_id)
 
+    def weigh() -> None:
+        everything, sqlite = switch.heap()
+        figures.heap_kb.append((everything - sqlite) // 1024)
+        figures.sqlite_kb.append(sqlite // 1024)
+        figures.resident_kb.append(switch.memory_kb())
+
     deadline = time.monotonic() + limit
-    with ThreadPoolExecutor(WORKERS) as pool:
+    # Nothing but a finished batch is shown: this process measures, too.
+    with (
+        ThreadPoolExecutor(WORKERS) as pool,
+        terminal.task(console or Console(quiet=True), "soak", cycles, still=True) as shown,
+    ):
+        shown.say("warm-up")
         batch(0, min(WARM_UP, cycles))
         time.sleep(3)
         sockets = switch.sockets()
-        figures.memory_kb.append(switch.memory_kb())
+        weigh()
         began = time.monotonic()
+        shown.say("cycles")
         for _ in range(10):
             step = cycles // 10
             while step > 0 and time.monotonic() < deadline:
                 batch(figures.cycles, min(step, 1000))
                 figures.cycles += min(step, 1000)
+                shown.advance(min(step, 1000))
                 step -= 1000
-            figures.memory_kb.append(switch.memory_kb())
+            weigh()
         figures.seconds = time.monotonic() - began
     time.sleep(3)
     reports = [event for event in switch.recorder.events if lab.is_report(event) and event.get("call-id") in calls]
     count = Counter(event.get("call-id") for event in reports)
     lab.settled.update(event.get("from-user") for event in reports)
     figures.reports = len(reports)
-    figures.wrong = sum(count[call_id] != 1 for call_id in calls)
+    figures.wrong = sum(count[call_id] != 1 for call_id in calls) if lab.image.endswith(":patched") else 0
     figures.delays_ms = [event.arrived_ns / 1e6 - int(event.get("detected-at-us")) / 1e3 for event in reports]
     figures.sockets = (sockets, switch.sockets())
-    figures.memory_kb.append(switch.memory_kb())
+    weigh()
     switch.recorder.api(f"sofia profile {profile} flush_inbound_reg")
     time.sleep(2)
     figures.left = len(switch.connections()) + len(switch.registrations(profile))
@@ -137,20 +167,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Connect, register, die: many times.")
     parser.add_argument("--cycles", type=int, default=10000, help="how often (default: %(default)s)")
     parser.add_argument("--profile", default="main", help="profile of the lab (default: %(default)s)")
+    parser.add_argument("--stock", action="store_true", help="soak the stock image")
     parser.add_argument("--limit", type=float, default=3600, help="end after so many seconds (default: %(default)s)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress, and only what is not OK")
     options = parser.parse_args(arguments)
     if options.cycles < 10:
         parser.error(f"--cycles {options.cycles}: at least 10")
-    console = Console(highlight=False)
+    terminal.configure(options.quiet)
+    console = get_console()
+    variant = "stock" if options.stock else "patched"
     with (
         tempfile.TemporaryDirectory() as directory,
-        lab_module.start(load(), Path(directory)) as lab,
+        lab_module.start(load(), Path(directory), variant, heap=True) as lab,
     ):
-        figures = run(lab, options.cycles, options.profile, options.limit)
+        figures = run(lab, options.cycles, options.profile, options.limit, console)
     for line in figures.lines():
         console.print(line, soft_wrap=True)
     for problem in figures.problems():
-        console.print(f"NOT OK: {problem}", soft_wrap=True)
+        terminal.loud(console).print(f"NOT OK: {problem}", soft_wrap=True)
     return 1 if figures.problems() else 0
 
 

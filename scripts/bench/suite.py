@@ -19,8 +19,10 @@ from types import FrameType
 from typing import TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich import get_console
 from rich.console import Console
 
+from scripts import terminal
 from scripts.bench import kamailio, measure, plot
 from scripts.bench.box import PATCHED, PLAIN, REMOVING, STOCK, TEMPLATES, Box, Kind, Yard, yard
 from scripts.bench.figures import (
@@ -95,7 +97,7 @@ def run(
     can't be measured, and before anything is started if Kamailio is asked for
     and isn't installed; targets that are missed are reported, no more.
     """
-    console = Console(highlight=False)
+    console = get_console()
     plan = QUICK if quick else FULL
     parts = _parts(only)
     raise_limit(max(plan.sizes))
@@ -111,10 +113,13 @@ def run(
         bench = Bench(place, plan, outcome, console, stack)
         if with_kamailio:
             bench.third.append(stack.enter_context(kamailio.run(settings.start_timeout)))
-        for name in parts:
+        for number, name in enumerate(parts, 1):
             begin = time.monotonic()
             known = len(outcome.figures)
-            PARTS[name](bench)
+            # What is measured must not wait for a picture that moves.
+            with terminal.task(console, f"{name} (part {number} of {len(parts)})", still=True) as bench.shown:
+                bench.shown.say("preparing")
+                PARTS[name](bench)
             console.print(f"{name}: {time.monotonic() - begin:.0f} s", style="bold")
             for figure in outcome.figures[known:]:
                 console.print("  " + summary(figure), markup=False)
@@ -169,6 +174,7 @@ class Bench:
     stack: contextlib.ExitStack
     started: dict[str, Box] = field(default_factory=dict)
     third: list[Kamailio] = field(default_factory=list)
+    shown: terminal.Task | None = None
 
     def boxes(self, *kinds: Kind) -> list[Box]:
         """Return the containers of `kinds`; they are started once and are up until the end."""
@@ -187,10 +193,16 @@ class Bench:
         results: list[list[T]] = [[] for _ in servers]
         for turn in range(runs + 1):
             for server, found in zip(servers, results, strict=True):
+                self.say(f"{server.name}, {f'run {turn} of {runs}' if turn else 'warm-up'}")
                 result = measured(server)
                 if turn:
                     found.append(result)
         return results
+
+    def say(self, what: str) -> None:
+        """Show what is being measured."""
+        if self.shown:
+            self.shown.say(what)
 
     def add(self, *figures: Figure) -> None:
         self.outcome.figures += figures
@@ -311,9 +323,10 @@ def sizes(bench: Bench) -> None:
     for box in boxes:
         measure.storm(box, plan.sizes[0])
         found[box.name] = defaultdict(list)
-    for _ in range(plan.size_runs):
+    for run_number in range(1, plan.size_runs + 1):
         for size in plan.sizes:
             for box in boxes:
+                bench.say(f"{box.name}, {size:,} connections, run {run_number} of {plan.size_runs}")
                 found[box.name][size].append(measure.storm(box, size))
     low, high = plan.sizes[0], plan.sizes[-1]
     growth = {
@@ -441,7 +454,8 @@ def footprint(bench: Bench) -> None:
     """Memory per registration, each time of a fresh FreeSWITCH."""
     plan = bench.plan
     found: dict[str, list[measure.Footprint]] = {PLAIN.name: [], PATCHED.name: [], kamailio.NAME: []}
-    for _ in range(plan.footprint_runs):
+    for run_number in range(1, plan.footprint_runs + 1):
+        bench.say(f"run {run_number} of {plan.footprint_runs}")
         for kind in (PLAIN, PATCHED):
             with bench.yard.box(kind) as box:
                 found[kind.name].append(measure.footprint(box, plan.footprint))
