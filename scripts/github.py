@@ -1,0 +1,117 @@
+"""What the pipeline leaves on GitHub: an issue while the series does not apply, a page for each release.
+
+Everything goes through GitHub's own command, gh, which finds the repository and
+the login by itself: in a clone, or in GH_REPO and GH_TOKEN.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from rich import get_console
+from rich.console import Console
+
+from scripts import matrix, provenance, publish, summary
+from scripts.errors import ToolkitError
+from scripts.settings import ROOT, Settings
+from scripts.sources import short
+
+LABEL = "series-does-not-apply"
+TITLE = "The series does not apply to the newest upstream"
+
+
+def tell_of_tip(settings: Settings, console: Console | None = None) -> str:
+    """Open an issue with the outcome of `inv matrix --tip` if the series did not apply.
+
+    One that is open already is brought up to date and, if the series did
+    apply, closed. Returns what was done, "" if
+    nothing. Raises ToolkitError if there is no outcome, or if gh fails.
+    """
+    console = console or get_console()
+    file = settings.report_directory / matrix.TIP_FILE
+    try:
+        applies = json.loads(file.read_text(encoding="utf-8"))["applies"]
+    except FileNotFoundError:
+        raise ToolkitError(f"{short(file)} is missing: run `inv matrix --tip`") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ToolkitError(f"{short(file)} is not an outcome of `inv matrix --tip`: run it again") from error
+    known = json.loads(_gh("issue", "list", "--label", LABEL, "--state", "open", "--limit", "1", "--json", "number"))
+    number = str(known[0]["number"]) if known else ""
+    if applies:
+        if number:
+            _gh("issue", "close", number, "--comment", "It applies again.")
+        done = f"closed issue {number}" if number else ""
+    else:
+        body = summary.text(settings, [matrix.TIP_FILE])
+        if number:
+            _gh("issue", "edit", number, "--body-file", "-", text=body)
+            done = f"brought issue {number} up to date"
+        else:
+            _gh("label", "create", LABEL, "--force", "--color", "D93F0B", "--description", "Opened by the nightly run")
+            place = _gh("issue", "create", "--title", TITLE, "--label", LABEL, "--body-file", "-", text=body)
+            done = f"opened {place.strip()}"
+    console.print(done or "the series applies, and there is no open issue", soft_wrap=True)
+    return done
+
+
+def release(settings: Settings, console: Console | None = None, root: Path = ROOT) -> str:
+    """Make the release page of the version that was pushed, with the reports, and return its address.
+
+    If there is one, its files are replaced. Raises ToolkitError if nothing was
+    pushed, or if gh fails.
+    """
+    console = console or get_console()
+    directory = settings.report_directory
+    pushed = _pushed(directory / publish.PUSH_FILE)
+    tag = f"v{provenance.project_version(root)}"
+    if tag.removeprefix("v") not in pushed["tags"]:
+        raise ToolkitError(f"what was pushed ({', '.join(pushed['tags'])}) is not {tag}: push the version first")
+    files = [str(path) for path in sorted(directory.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    notes = summary.text(settings, [publish.PUSH_FILE, publish.VERIFY_FILE])
+    if _exists(tag):
+        _gh("release", "upload", tag, *files, "--clobber")
+    else:
+        title = f"freeswitch-tp-error {tag.removeprefix('v')}"
+        latest = "true" if "latest" in pushed["tags"] else "false"
+        options = ("--verify-tag", "--title", title, f"--latest={latest}", "--notes-file", "-")
+        _gh("release", "create", tag, *files, *options, text=notes)
+    place = str(json.loads(_gh("release", "view", tag, "--json", "url"))["url"])
+    console.print(f"{place}: {len(files)} files", soft_wrap=True)
+    return place
+
+
+def _pushed(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        return {"tags": list(document["tags"])}
+    except FileNotFoundError:
+        raise ToolkitError(f"nothing was pushed: {short(file)} is missing, run `inv push`") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ToolkitError(f"{short(file)} is not a record of `inv push`: run it again") from error
+
+
+def _exists(tag: str) -> bool:
+    try:
+        _gh("release", "view", tag, "--json", "url")
+    except ToolkitError as error:
+        if "not found" in str(error):
+            return False
+        raise
+    return True
+
+
+def _gh(*arguments: str, text: str = "") -> str:
+    """Run gh and return what it prints; `text` is its input."""
+    if shutil.which("gh") is None:
+        raise ToolkitError("there is no gh command: install it (`apt-get install gh`)")
+    result = subprocess.run(
+        ["gh", *arguments], cwd=ROOT, input=text, capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    if result.returncode:
+        told = " ".join(result.stderr.split())[:300] or f"exit status {result.returncode}"
+        raise ToolkitError(f"gh {' '.join(arguments[:2])} failed ({told}): is GH_TOKEN set, and may it do that?")
+    return result.stdout

@@ -1,0 +1,128 @@
+"""The summary of a pipeline: what the report directory has, on one page of Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich import get_console
+from rich.console import Console
+
+from scripts import matrix, publish, terminal
+from scripts.errors import ToolkitError
+from scripts.settings import ROOT, Settings
+from scripts.sources import short
+
+TEMPLATES = ROOT / "templates"
+# GitHub takes no more than 1 MiB of a step.
+LIMIT = 1_000_000
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The tests of one JUnit file: how many there were, who failed and who was skipped, each with the reason.
+
+    `modules` has the numbers of tests, failed and skipped ones by module.
+    """
+
+    name: str
+    tests: int
+    seconds: float
+    failed: Sequence[tuple[str, str]]
+    skipped: Sequence[tuple[str, str]]
+    modules: Mapping[str, tuple[int, int, int]]
+
+    @property
+    def passed(self) -> int:
+        return self.tests - len(self.failed) - len(self.skipped)
+
+
+def write(settings: Settings, output: str = "", console: Console | None = None) -> None:
+    """Append the summary to the file `output`, or print it if that is empty.
+
+    Raises ToolkitError if a report cannot be read or the file cannot be written.
+    """
+    page = text(settings)
+    if not output:
+        terminal.loud(console or get_console()).out(page, end="", highlight=False)
+        return
+    try:
+        with Path(output).open("a", encoding="utf-8") as file:
+            file.write(page)
+    except OSError as error:
+        raise ToolkitError(f"cannot write the summary to {output}: {error.strerror or error}") from error
+
+
+def text(settings: Settings, only: Sequence[str] = ()) -> str:
+    """Return the summary of the reports that are there, of the files `only` if some are named."""
+    directory = settings.report_directory
+    names = sorted(path.name for path in directory.glob("*") if path.is_file()) if directory.is_dir() else []
+    chosen = [name for name in names if not only or name in only]
+    documents = {Path(name).stem: _read(directory / name) for name in chosen if name.endswith(".json")}
+    runs = {name: found for name, found in documents.items() if isinstance(found, dict) and "results" in found}
+    # The JUnit file of a run says the same as its JSON.
+    suites = [_suite(directory / name) for name in chosen if name.endswith(".xml") and Path(name).stem not in runs]
+    parts = {
+        key: documents.get(Path(name).stem)
+        for key, name in {"matrix": matrix.MATRIX_FILE, "tip": matrix.TIP_FILE, "pushed": publish.PUSH_FILE}.items()
+    }
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["cell"] = cell
+    page = environment.get_template("summary.md.j2").render(**parts, runs=runs, suites=suites, empty=not chosen)
+    if len(page.encode()) > LIMIT:
+        page = page.encode()[:LIMIT].decode(errors="ignore").rpartition("\n")[0] + "\n\nThe rest is in the reports.\n"
+    return page
+
+
+def cell(value: object) -> str:
+    """Return `value` as text for a cell of a Markdown table: one line, and nothing in it is markup."""
+    line = " ".join(str(value).split())
+    for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("`", "&#96;"), ("@", "&#64;")):
+        line = line.replace(sign, entity)
+    for sign in "\\*_[]~":
+        line = line.replace(sign, f"\\{sign}")
+    return line
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ToolkitError(f"{short(file)} cannot be read ({error}): remove it, then make it again") from error
+
+
+def _suite(file: Path) -> Suite:
+    try:
+        root = ElementTree.parse(file).getroot()
+    except (OSError, ElementTree.ParseError) as error:
+        raise ToolkitError(f"{short(file)} cannot be read ({error}): remove it, then make it again") from error
+    cases = list(root.iter("testcase"))
+    failed, skipped = _outcomes(cases, "failure", "error"), _outcomes(cases, "skipped")
+    modules = {}
+    for module in sorted({case.get("classname", "") for case in cases}):
+        every = [case for case in cases if case.get("classname", "") == module]
+        modules[module] = (len(every), len(_outcomes(every, "failure", "error")), len(_outcomes(every, "skipped")))
+    seconds = sum(float(case.get("time") or 0) for case in cases)
+    return Suite(file.stem, len(cases), seconds, failed, skipped, modules)
+
+
+def _outcomes(cases: Sequence[ElementTree.Element], *kinds: str) -> list[tuple[str, str]]:
+    """Return the name of each test with an outcome of `kinds`, and why."""
+    found = []
+    for case in cases:
+        for outcome in [element for element in case if element.tag in kinds][:1]:
+            found.append((f"{case.get('classname', '')} {case.get('name', '')}".strip(), _first_line(outcome)))
+    return found
+
+
+def _first_line(outcome: ElementTree.Element) -> str:
+    lines = (outcome.get("message") or outcome.text or "").strip().splitlines()
+    return lines[0] if lines else ""
