@@ -61,6 +61,39 @@ def build(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: st
     image.build(settings(context, set_, freeswitch, sofia_sip))
 
 
+@command(start="Also start it, until Ctrl-C (default; --no-start only builds its images).")
+def example(context: Context, set_: list[str], start: bool = True) -> None:
+    """Run the example of examples/compose: FreeSWITCH, and a subscriber that prints who goes offline."""
+    from scripts import example
+
+    (example.start if start else example.build)(settings(context, set_))
+
+
+@command(image="Image to look at (default: the patched one).", json="Print JSON.")
+def image_info(context: Context, set_: list[str], image: str = "", json: bool = False) -> None:
+    """Print what is in an image: upstreams, patches, modules, base, size."""
+    from scripts import info
+
+    info.show(settings(context, set_), image, json)
+
+
+@command(first="Name of an image.", second="Name of the other one.")
+def image_diff(context: Context, first: str, second: str, set_: list[str]) -> bool:
+    """List the files and settings in which two images differ."""
+    from scripts import diff
+
+    settings(context, set_)
+    return diff.show(first, second)
+
+
+@command(**RELEASES)
+def reproduce(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: str = "") -> bool:
+    """Build the patched image twice, the second time from nothing, and compare the two."""
+    from scripts import diff
+
+    return diff.reproduce(settings(context, set_, freeswitch, sofia_sip))
+
+
 @command(**RELEASES)
 def verify(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: str = "") -> None:
     """Clone, patch, build, and verify the patched FreeSWITCH with SIPp."""
@@ -69,12 +102,12 @@ def verify(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: s
     scenario.verify(settings(context, set_, freeswitch, sofia_sip))
 
 
-@command()
-def matrix(context: Context, set_: list[str]) -> bool:
+@command(tip="Try the newest commits of the upstreams instead, released or not.")
+def matrix(context: Context, set_: list[str], tip: bool = False) -> bool:
     """Try the series on every supported release of the upstreams."""
     from scripts import matrix
 
-    return matrix.run(settings(context, set_))
+    return matrix.run(settings(context, set_), tip=tip)
 
 
 @command(**RELEASES)
@@ -99,6 +132,74 @@ def bump(context: Context, set_: list[str], freeswitch: str = "") -> None:
     from scripts import bump
 
     bump.bump(settings(context, set_), freeswitch)
+
+
+@command(
+    registry="Repository to push to, HOST/NAME (default: push.repository).",
+    tags="Push under these tags, with commas between (default: those of the version that the commit is tagged with).",
+    cache="Push the stages of the build to build.cache instead.",
+)
+def push(context: Context, set_: list[str], registry: str = "", tags: str = "", cache: bool = False) -> None:
+    """Push the image that `inv verify` passed to a registry."""
+    from scripts import publish
+
+    publish.run(settings(context, set_), registry, tags, cache)
+
+
+@command()
+def save(context: Context, set_: list[str]) -> None:
+    """Write the image that `inv verify` passed to build/image.tar."""
+    from scripts import publish
+
+    publish.save(settings(context, set_))
+
+
+@command()
+def load(context: Context, set_: list[str]) -> None:
+    """Load build/image.tar, if it has the image that `inv verify` passed."""
+    from scripts import publish
+
+    publish.load(settings(context, set_))
+
+
+@command(registry="Any repository of the registry, HOST/NAME (default: push.repository, else build.cache).")
+def login(context: Context, set_: list[str], registry: str = "") -> None:
+    """Log in to the registry with the variables REGISTRY_USER and REGISTRY_PASSWORD."""
+    from scripts import registry as registry_module
+
+    registry_module.login(registry_module.chosen(settings(context, set_), registry))
+
+
+@command(registry="Any repository of the registry, HOST/NAME (default: push.repository, else build.cache).")
+def logout(context: Context, set_: list[str], registry: str = "") -> None:
+    """Forget the login to the registry."""
+    from scripts import registry as registry_module
+
+    registry_module.logout(registry_module.chosen(settings(context, set_), registry))
+
+
+@command(output="File to append it to (default: standard output).")
+def summary(context: Context, set_: list[str], output: str = "") -> None:
+    """Summarize the reports of build/report on a page of Markdown."""
+    from scripts import summary
+
+    summary.write(settings(context, set_), output)
+
+
+@command()
+def tip_issue(context: Context, set_: list[str]) -> None:
+    """Open an issue on GitHub if `inv matrix --tip` failed; close it if it passed."""
+    from scripts import github
+
+    github.tell_of_tip(settings(context, set_))
+
+
+@command()
+def release_page(context: Context, set_: list[str]) -> None:
+    """Make the release page on GitHub of the version that `inv push` pushed."""
+    from scripts import github
+
+    github.release(settings(context, set_))
 
 
 @command(
@@ -148,7 +249,16 @@ def clean(context: Context, set_: list[str], sources: bool = True, images: bool 
     clean.clean(settings(context, set_), sources, images, force)
 
 
-@command(args="Arguments for pytest, in one string (--args='-k patchset -x', say).")
-def test(context: Context, set_: list[str], args: str = "") -> object:
+@command()
+def lint(context: Context, set_: list[str]) -> bool:
+    """Check code, types, shell scripts, Dockerfiles and workflows."""
+    from scripts import lint
+
+    settings(context, set_)
+    return lint.lint()
+
+
+@command(args="Arguments for pytest, in one string (--args='-k patchset -x', say).", **RELEASES)
+def test(context: Context, set_: list[str], args: str = "", freeswitch: str = "", sofia_sip: str = "") -> object:
     """Run the tests with pytest."""
-    return run_tests(context, set_, args)
+    return run_tests(context, set_, args, freeswitch, sofia_sip)

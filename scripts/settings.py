@@ -27,8 +27,16 @@ FILE = ROOT / "invoke.yaml"
 NUA_EVENT = re.compile(r"nua_i_[a-z0-9_]+")
 ESL_EVENT = re.compile(r"[A-Za-z0-9_-]+::[A-Za-z0-9_-]+")
 IMAGE = re.compile(r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*")
+# With or without the host of a registry, never with a tag.
+REPOSITORY = re.compile(
+    r"(?:(?=[^/]*[.:]|localhost/)[A-Za-z0-9.-]+(?::\d+)?/)?[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+    r"(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*"
+)
 PATCH = re.compile(r"[a-z0-9-]+/\d{4}")
 MODULE = re.compile(r"[a-z_]+/mod_[a-z0-9_]+")
+PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+URL = re.compile(r"(?:https?://\S+)?")
+OPTION = re.compile(r"--[a-z][A-Za-z0-9=/,._-]*")
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,22 @@ class Source:
 
 
 @dataclass(frozen=True)
+class ModuleSet:
+    """The modules of FreeSWITCH that are built, and what that takes.
+
+    `packages` are Debian packages besides those of the Dockerfile, `configure`
+    options of FreeSWITCH's configure. `size` is what an image with the set adds
+    to the base image (MB), None if nothing is stated for these modules.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    packages: tuple[str, ...]
+    configure: tuple[str, ...]
+    size: float | None
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings, checked. Times are in seconds, paths are absolute."""
 
@@ -61,14 +85,18 @@ class Settings:
     base_image: str
     base_suite: str
     image: str
+    cache: str
     jobs: int
-    modules: tuple[str, ...]
+    module_set: ModuleSet
+    growth: float
+    source_url: str
     build_directory: Path
     report_directory: Path
     start_timeout: float
     event_timeout: float
     watch_host: str
     watch_port: int
+    push_repository: str
 
     def source(self, name: str) -> Source:
         """Return the source called `name`; ToolkitError if there is none."""
@@ -128,7 +156,7 @@ def choose(settings: Settings, pair: Pair, keep: Collection[str] = ()) -> Settin
     Sources that are in the tree of FreeSWITCH are dropped. `keep` are settings
     (sources.freeswitch.tag, say) that stay as they are.
     """
-    chosen = {"freeswitch": pair.freeswitch, "sofia-sip": pair.sofia_sip}
+    chosen = {"freeswitch": pair.freeswitch, "sofia-sip": pair.sofia_sip, "spandsp": pair.spandsp}
     carried = releases.IN_TREE_SOURCES if pair.freeswitch.in_tree else {}
     sources = []
     for source in settings.sources:
@@ -138,7 +166,8 @@ def choose(settings: Settings, pair: Pair, keep: Collection[str] = ()) -> Settin
             prefix = f"sources.{source.name.replace('-', '_')}"
             tag = source.tag if f"{prefix}.tag" in keep else release.tag
             commit = source.commit if f"{prefix}.commit" in keep else release.commit
-            source = replace(source, tag=tag, commit=commit)
+            taken_back = (f"!{pattern}" for pattern in release.include)
+            source = replace(source, tag=tag, commit=commit, exclude=(*source.exclude, *taken_back))
         if source.name == "freeswitch":
             source = replace(source, carried=tuple(carried.items()))
         sources.append(source)
@@ -224,6 +253,13 @@ def _match(pattern: re.Pattern[str], value: str, name: str, form: str) -> str:
     return value
 
 
+def repository(value: str, name: str) -> str:
+    """Return `value` if it is the name of a repository or empty; else raise ToolkitError about the setting `name`."""
+    return value and _match(
+        REPOSITORY, value, name, "a repository without a tag (registry.example.org/voip/freeswitch)"
+    )
+
+
 def _number(value: Any, name: str, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ToolkitError(f"setting '{name}': '{value}' is not a number from {low:g} to {high:g}")
@@ -246,22 +282,56 @@ def _source(key: str, values: Mapping[str, Any], directory: Path) -> Source:
     )
 
 
-def _without_other_modules(source: Source, modules: Sequence[str]) -> Source:
+def _module_set(build: Mapping[str, Any], sets: Mapping[str, Any]) -> tuple[ModuleSet, tuple[str, ...]]:
+    """Return the set that `build` chooses, and the patterns that it takes back from the excluded sources."""
+    name = build["module_set"]
+    if name not in sets:
+        raise ToolkitError(f"setting 'build.module_set': there is no set '{name}', use {', '.join(sets)}")
+    where = f"module_sets.{name}"
+    chosen = sets[name]
+    extended = chosen["extends"]
+    if extended and extended not in sets:
+        raise ToolkitError(f"setting '{where}.extends': there is no set '{extended}', use {', '.join(sets)}")
+    modules = (*(sets[extended]["modules"] if extended else ()), *chosen["modules"])
+    packages = (*chosen["packages"], *build["packages"])
+    size = _number(chosen["size"], f"{where}.size", 0, 100_000)
+    return (
+        ModuleSet(
+            name=name,
+            modules=tuple(
+                _match(MODULE, module, "build.modules", "a module (endpoints/mod_sofia, say)")
+                for module in build["modules"] or modules
+            ),
+            packages=tuple(
+                _match(PACKAGE, item, "build.packages", "the name of a Debian package") for item in packages
+            ),
+            configure=tuple(
+                _match(OPTION, item, f"{where}.configure", "an option of configure (--disable-libvpx, say)")
+                for item in chosen["configure"]
+            ),
+            size=None if build["modules"] else size or None,
+        ),
+        tuple(chosen["include"]),
+    )
+
+
+def _sparse(source: Source, modules: Sequence[str], include: Sequence[str]) -> Source:
     """Leave out the modules of FreeSWITCH that aren't built, but for the Makefile.am that configure wants."""
     chosen = [f"!/src/mod/{module}/**" for module in modules]
-    return replace(source, exclude=(*source.exclude, "/src/mod/*/*/**", "!/src/mod/*/*/Makefile.am", *chosen))
+    taken_back = [f"!{pattern}" for pattern in include]
+    return replace(
+        source, exclude=(*source.exclude, *taken_back, "/src/mod/*/*/**", "!/src/mod/*/*/Makefile.am", *chosen)
+    )
 
 
 def _settings(values: Mapping[str, Any]) -> Settings:
     sources, patches, build = dict(values["sources"]), values["patches"], values["build"]
-    verify, watch = values["verify"], values["watch"]
+    verify, watch, push = values["verify"], values["watch"], values["push"]
     directory = ROOT / sources.pop("directory")
-    modules = tuple(
-        _match(MODULE, module, "build.modules", "a module (endpoints/mod_sofia, say)") for module in build["modules"]
-    )
+    chosen, include = _module_set(build, values["module_sets"])
     trees = (_source(key, value, directory) for key, value in sources.items())
     return Settings(
-        sources=tuple(_without_other_modules(tree, modules) if tree.name == "freeswitch" else tree for tree in trees),
+        sources=tuple(_sparse(tree, chosen.modules, include) if tree.name == "freeswitch" else tree for tree in trees),
         patches=ROOT / patches["directory"],
         excluded_patches=tuple(
             _match(PATCH, name, "patches.exclude", "a patch (freeswitch/0003, say)") for name in patches["exclude"]
@@ -271,12 +341,16 @@ def _settings(values: Mapping[str, Any]) -> Settings:
         base_image=build["base_image"],
         base_suite=build["base_suite"],
         image=_match(IMAGE, build["image"], "build.image", "an image name without a tag"),
+        cache=repository(build["cache"], "build.cache"),
         jobs=int(_number(build["jobs"], "build.jobs", 0, 256)) or os.cpu_count() or 1,
-        modules=modules,
+        module_set=chosen,
+        source_url=_match(URL, build["source_url"] or "", "build.source_url", "an address (https://...)"),
+        growth=_number(build["growth"], "build.growth", -1, 10_000),
         build_directory=ROOT / "build",
         report_directory=ROOT / verify["report_directory"],
         start_timeout=_number(verify["start_timeout"], "verify.start_timeout", 1, 3600),
         event_timeout=_number(verify["event_timeout"], "verify.event_timeout", 0.5, 3600),
         watch_host=watch["host"],
         watch_port=int(_number(watch["port"], "watch.port", 1, 65535)),
+        push_repository=repository(push["repository"], "push.repository"),
     )

@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from docker.errors import BuildError
 from rich.console import Console
 
-from scripts import engine, image
+from scripts import base, engine, image
 from scripts import settings as settings_module
 from scripts import sources as sources_module
 from scripts.errors import ToolkitError
 from scripts.settings import Settings, Source, load
 from tests import lab as lab_module
+from tests import registries as registries_module
 from tests.lab import Lab
+from tests.record import Plugin, Record
 
 AUTHOR = {
     "GIT_AUTHOR_NAME": "Ann Author",
@@ -106,11 +109,17 @@ def settings(tmp_path: Path, upstream: Callable[[str], Path]) -> Settings:
     )
 
 
+def chosen(*overrides: str) -> Settings:
+    """Return the project's own settings, those of the options of `inv test`, and the `overrides`."""
+    given = [line for line in os.environ.get("TOOLKIT_SET", "").splitlines() if line]
+    freeswitch, sofia_sip = (os.environ.get(f"TOOLKIT_{name}", "") for name in ("FREESWITCH", "SOFIA_SIP"))
+    return load(overrides=[*given, *overrides], freeswitch=freeswitch, sofia_sip=sofia_sip)
+
+
 @pytest.fixture
 def real_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Return the project's own settings, and those of `inv test --set`, with the trees in `tmp_path`."""
-    overrides = [line for line in os.environ.get("TOOLKIT_SET", "").splitlines() if line]
-    real = load(overrides=[*overrides, f"sources.directory={tmp_path / 'build/sources'}"])
+    """Return the project's own settings, and those of the options of `inv test`, with the trees in `tmp_path`."""
+    real = chosen(f"sources.directory={tmp_path / 'build/sources'}")
     return dataclasses.replace(real, build_directory=tmp_path / "build", report_directory=tmp_path / "build/report")
 
 
@@ -131,11 +140,11 @@ def needs_docker() -> None:
 
 @pytest.fixture(scope="session")
 def built() -> Settings:
-    """Return the project's settings, and those of `inv test --set`, once the images are up to date.
+    """Return the project's settings, and those of the options of `inv test`, once the images are up to date.
 
     Skips where there is no Docker or no sources; a build that fails fails the test.
     """
-    found = load(overrides=[line for line in os.environ.get("TOOLKIT_SET", "").splitlines() if line])
+    found = chosen()
     needs_docker()
     try:
         sources_module.clone(found, Console(quiet=True))
@@ -149,18 +158,55 @@ def built() -> Settings:
 def lab(built: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Return the lab with the patched image."""
     try:
-        lab_module.compose_command()
+        engine.compose_command()
     except ToolkitError as error:
         pytest.skip(str(error))
-    with lab_module.start(built, tmp_path_factory.mktemp("lab"), spare=True) as found:
+    with lab_module.start(built, tmp_path_factory.mktemp("lab"), spare=True, heap=True) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def registries() -> Settings:
+    """Return the project's settings once the image of tests/registries.py is there.
+
+    Skips where there is no Docker, or no package of the registry.
+    """
+    found = load(overrides=[line for line in os.environ.get("TOOLKIT_SET", "").splitlines() if line])
+    needs_docker()
+    base.ensure(found, Console(quiet=True))
+    with engine.connect(600) as client:
+        try:
+            registries_module.build(client, found.base_image)
+        except BuildError as error:
+            pytest.skip(f"pushing and pulling is not tested: {error.msg}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def registry(registries: Settings) -> Iterator[str]:
+    """Return host and port of a registry on the loopback interface that takes everything."""
+    with engine.connect() as client, registries_module.run(client) as place:
+        yield place
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the death matrix write its report."""
+    config.pluginmanager.register(Plugin(), "death-matrix")
+
+
+@pytest.fixture(scope="session")
+def record(pytestconfig: pytest.Config) -> Record:
+    """Return the record of the death matrix."""
+    plugin = pytestconfig.pluginmanager.get_plugin("death-matrix")
+    assert isinstance(plugin, Plugin)
+    return plugin.record
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give what needs the images the marker `docker`."""
+    """Give what needs the images or a registry the marker `docker`."""
     for item in items:
-        if "built" in getattr(item, "fixturenames", ()):
+        if {"built", "registries"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("docker")
 
 

@@ -28,7 +28,23 @@ def test_override() -> None:
 
 def test_override_of_a_list() -> None:
     settings = load(overrides=["build.modules=endpoints/mod_sofia,dialplans/mod_dialplan_xml"])
-    assert settings.modules == ("endpoints/mod_sofia", "dialplans/mod_dialplan_xml")
+    assert settings.module_set.modules == ("endpoints/mod_sofia", "dialplans/mod_dialplan_xml")
+    # Nothing is stated about the size of any modules.
+    assert settings.module_set.size is None
+
+
+def test_module_sets() -> None:
+    core, full = (load(overrides=[f"build.module_set={name}"]) for name in ("core", "full"))
+    assert load().module_set == core.module_set
+    assert set(core.module_set.modules) < set(full.module_set.modules)
+    assert len(set(full.module_set.modules)) == len(full.module_set.modules)
+    assert "--disable-libvpx" in core.module_set.configure
+    assert "/libs/libvpx/" in core.source("freeswitch").exclude
+    assert "!/libs/libvpx/" in full.source("freeswitch").exclude
+    assert core.module_set.size
+    assert load(overrides=["module_sets.core.size=0"]).module_set.size is None
+    more = load(overrides=["build.packages=libflite1", "build.module_set=full"]).module_set
+    assert more.packages == (*full.module_set.packages, "libflite1")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +63,10 @@ def test_override_of_a_list() -> None:
         ("patches.esl_event=sofia", "'sofia' is not an event subclass"),
         ("build.image=name:tag", "'name:tag' is not an image name without a tag"),
         ("build.modules=mod_sofia", "'mod_sofia' is not a module"),
+        ("build.module_set=tiny", "setting 'build.module_set': there is no set 'tiny', use core, full"),
+        ("build.packages=rm -rf", "setting 'build.packages': 'rm -rf' is not the name of a Debian package"),
+        ("module_sets.core.extends=tiny", "setting 'module_sets.core.extends': there is no set 'tiny', use core, full"),
+        ("module_sets.core.size=-1", "setting 'module_sets.core.size': '-1' is not a number from 0 to 100000"),
     ],
 )
 def test_mistakes_in_overrides(override: str, message: str) -> None:
