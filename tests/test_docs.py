@@ -1,0 +1,461 @@
+"""The documentation: its commands work, its links lead somewhere, and it says what the code says."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from invoke.collection import Collection
+from invoke.exceptions import ParseError
+from invoke.main import program
+from invoke.parser import Parser
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+import tasks
+from scripts import events, settings, sources
+from scripts.bench.suite import PARTS
+from scripts.errors import ToolkitError
+from scripts.settings import ROOT, Settings
+from tests.lab import Lab
+from tests.test_inv import made, run
+
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
+PICTURES = sorted(ROOT.glob("docs/images/*.svg"))
+# What stands for something of the reader's own.
+PLACEHOLDERS = frozenset({"NAME", "TAG", "TASK", "CONTAINER"})
+INV = frozenset({"inv", "scripts/inv", ".venv/bin/inv"})
+# Commands that a block of shell may run besides inv.
+OTHERS = frozenset({"cd", "docker", "docker-compose", "export", "fs_cli", "git", "grep", "nsenter", "ss", "tcpdump"})
+# Lines of the pages that are run here as they are, in a copy of the project. The first ones need nothing, the
+# others the upstreams. What builds images, kills clients or removes things has tests of its own.
+OFFLINE = ("inv --list", "scripts/inv doctor")
+ONLINE = (
+    "scripts/inv clone",
+    "scripts/inv patch --check",
+    "scripts/inv patches-import",
+    "scripts/inv patches-export",
+)
+# How FreeSWITCH says that it does not know a command, or not in this form.
+REFUSALS = ("-ERR", "-USAGE", "USAGE", "Invalid", "Unknown Command", "can't find")
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A piece of code in a page: a block of shell, or a span (`language` is empty) in a line of text."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link or an image of a page."""
+
+    page: Path
+    line: int
+    target: str
+    alt: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line} {self.target}"
+
+
+def tokens(page: Path) -> Iterator[tuple[int, Token]]:
+    """Yield the tokens of `page`, those inside of paragraphs too, with their lines."""
+    line = 0
+    for token in MarkdownIt("commonmark").enable("table").parse(page.read_text()):
+        line = token.map[0] + 1 if token.map else line
+        yield line, token
+        for child in token.children or ():
+            yield line, child
+
+
+def snippets() -> list[Snippet]:
+    found = []
+    for page in PAGES:
+        for line, token in tokens(page):
+            if token.type == "fence":
+                found.append(Snippet(page, line, token.info, token.content))
+            elif token.type == "code_inline":
+                found.append(Snippet(page, line, "", token.content))
+    return found
+
+
+def links() -> list[Link]:
+    found = []
+    for page in PAGES:
+        for line, token in tokens(page):
+            if token.type == "link_open":
+                found.append(Link(page, line, str(token.attrGet("href"))))
+            elif token.type == "image":
+                found.append(Link(page, line, str(token.attrGet("src")), token.content))
+    return found
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that the headings of `page` have on a forge."""
+    found: set[str] = set()
+    heading = False
+    for _, token in tokens(page):
+        if heading:
+            text = "".join(child.content for child in token.children or ())
+            slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+            again = 0
+            while (name := f"{slug}-{again}" if again else slug) in found:
+                again += 1
+            found.add(name)
+        heading = token.type == "heading_open"
+    return found
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """Return the rows of the first table after `heading`, without its head: the code spans of the first cell each."""
+    rows: list[list[str]] = []
+    here = cell = False
+    column = 0
+    for _, token in tokens(ROOT / page):
+        if token.type == "inline" and token.content == heading:
+            here = True
+        elif here and token.type == "table_close":
+            return rows
+        elif here and token.type == "tr_open":
+            rows, column = [*rows, []], 0
+        elif token.type in ("td_open", "td_close"):
+            cell, column = token.type == "td_open", column + (token.type == "td_open")
+        elif here and cell and column == 1 and token.type == "code_inline":
+            rows[-1].append(token.content)
+    raise AssertionError(f"{page} has no table after '{heading}'")
+
+
+def commands(shell: str) -> list[list[str]]:
+    """Return the simple commands in `shell`, word by word: without comments, assignments and sudo."""
+    found = []
+    for line in shell.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if set(word) <= set("();<>|&"):
+                found.append(words)
+                words = []
+            elif words or not (word == "sudo" or re.match(r"\w+=", word)):
+                words.append(word)
+    return [words for words in found if words]
+
+
+def inv_lines() -> list[tuple[Snippet, list[str]]]:
+    """Return every use of inv, in blocks and in text, without the word `inv`."""
+    return [
+        (snippet, words[1:])
+        for snippet in snippets()
+        if snippet.language == "sh" or (not snippet.language and re.match(r"(\S*/)?inv ", snippet.text))
+        for words in commands(snippet.text)
+        if words[0] in INV
+    ]
+
+
+def check_inv(arguments: list[str]) -> None:
+    """Parse `arguments` as inv does, and look at what it does not look at before the task runs."""
+    collection = Collection.from_module(tasks)
+    core = Parser(initial=program.initial_context, ignore_unknown=True).parse_argv(arguments)
+    helped = core[0].args["help"].value
+    assert helped is None or helped in collection.task_names or helped in PLACEHOLDERS, f"no task {helped}"
+    for context in Parser(contexts=collection.to_contexts()).parse_argv(core.unparsed):
+        values: dict[str, Any] = {name: argument.value for name, argument in context.args.items()}
+        pair = [values.get(name) or "" for name in ("freeswitch", "sofia_sip")]
+        overrides = values.get("set") or []
+        if not PLACEHOLDERS & {*pair}:
+            settings.load(None, [override for override in overrides if "..." not in override], *pair)
+        for override in overrides:
+            if "..." in override:
+                check_key(override.partition("=")[0])
+        assert {*(values.get("only") or "").split(",")} <= {"", *PARTS}, f"--only {values['only']}"
+        check_pytest(values.get("args") or "")
+
+
+def check_key(key: str) -> None:
+    """Check that there is a setting `key`: the page leaves its value open."""
+    group: Any = yaml.safe_load(settings.FILE.read_text())
+    for name in key.split("."):
+        assert name in group, f"there is no setting {key}"
+        group = group[name]
+
+
+def check_pytest(arguments: str) -> None:
+    """Check that the markers in `arguments` of pytest are ours."""
+    known = re.findall(r'^    "(\w+): ', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    words = shlex.split(arguments)
+    for option, value in itertools.pairwise(words):
+        if option == "-m":
+            assert {*re.findall(r"\w+", value)} - {"not", "and", "or"} <= {*known}, value
+
+
+def test_there_is_something_to_test() -> None:
+    """The extraction finds what it must find, or the tests below could not fail."""
+    assert len(PAGES) > 8
+    assert len(PICTURES) >= 3
+    assert len(inv_lines()) > 40
+    assert len(links()) > 60
+    assert len(api_lines()) > 15
+    assert commands("A=1 scripts/inv x --set 'a b' && cd - # c\nsudo ss | grep y") == [
+        ["scripts/inv", "x", "--set", "a b"],
+        ["cd", "-"],
+        ["ss"],
+        ["grep", "y"],
+    ]
+
+
+@pytest.mark.parametrize(("snippet", "words"), inv_lines(), ids=lambda value: str(value))
+def test_inv_line(snippet: Snippet, words: list[str]) -> None:
+    if not snippet.language and len(words) == 1 and not words[0].startswith("-"):
+        # A task is named, not called.
+        assert words[0] in Collection.from_module(tasks).task_names
+    elif "key=value" not in words:
+        check_inv(words)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "verfy",
+        "verify --frob",
+        "verify --set build.job=1",
+        "verify --set build.base=...",
+        "verify --freeswitch v9.9.9",
+        "bench --only storms",
+        "test --args='-m quick'",
+        "--help verfy",
+    ],
+)
+def test_inv_line_that_is_wrong(arguments: str) -> None:
+    with pytest.raises((AssertionError, ParseError, ToolkitError)):
+        check_inv(shlex.split(arguments))
+
+
+@pytest.mark.parametrize("snippet", [item for item in snippets() if item.language == "sh"], ids=str)
+def test_block_of_shell(snippet: Snippet) -> None:
+    """It is shell, and calls nothing that the page would have to explain first."""
+    checked = subprocess.run(["sh", "-n"], input=snippet.text, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    for words in commands(snippet.text):
+        assert words[0] in INV | OTHERS or (ROOT / words[0]).exists() or words[0].startswith(".venv/"), words
+
+
+def test_options_in_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--set` without a task, and every variable INVOKE_... ."""
+    for snippet in snippets():
+        if snippet.text.startswith("--set ") and "key=value" not in snippet.text:
+            check_inv(["verify", *shlex.split(snippet.text)])
+    for page in PAGES:
+        for name, value in re.findall(r"\b(INVOKE_[A-Z_]*[A-Z])\b(?:=(\S+))?", page.read_text()):
+            monkeypatch.setenv(name, value if value.strip(".") else "1")
+    settings.check_environment()
+
+
+def test_named_files() -> None:
+    """What looks like a path of the project is one."""
+    tops = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"build", ".venv"}
+    path = re.compile(rf"(?:{'|'.join(map(re.escape, tops))})/[\w./-]*|[\w.-]+\.(?:yaml|py|toml)")
+    missing = [
+        f"{snippet}: {word}"
+        for snippet in snippets()
+        if snippet.language in ("", "sh")
+        for word in re.split(r"[\s\"'=:]+", snippet.text)
+        if path.fullmatch(word) and not (ROOT / word).exists()
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("link", links(), ids=str)
+def test_link(link: Link) -> None:
+    target, _, anchor = link.target.partition("#")
+    if re.match(r"\w+:", target):
+        assert target.startswith("https://")
+        moving = re.match(r"https://github\.com/[^/]+/[^/]+/(?:blob|tree|raw)/(?:master|main|HEAD)\b", target)
+        assert not moving, "name a tag or a commit: what is there now will not stay"
+        return
+    path = (link.page.parent / target).resolve() if target else link.page
+    assert path.is_relative_to(ROOT) and path.exists()
+    assert not anchor or anchor in anchors(path), f"the headings there are {sorted(anchors(path))}"
+    assert link.alt is None or len(link.alt) > 3, "an image needs words for those who don't see it"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs/README.md"
+    listed = {(index.parent / link.target).resolve() for link in links() if link.page == index}
+    assert {*ROOT.glob("docs/*.md"), ROOT / "README.md"} - {index} == listed
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.name)
+def test_picture(picture: Path) -> None:
+    """It works alone, in light and in dark, and for those who don't see it."""
+    root = ElementTree.parse(picture).getroot()
+    names = {element.tag.partition("}")[2]: element for element in root.iter()}
+    assert {"title", "desc"} <= {*names} and not {"image", "script", "foreignObject"} & {*names}
+    assert root.get("viewBox")
+    light, _, dark = (names["style"].text or "").partition("@media (prefers-color-scheme: dark)")
+    used = {name for element in root.iter() for name in (element.get("class") or "").split()}
+    for scheme in (light, dark):
+        assert used <= set(re.findall(r"\.(\w+)", scheme))
+    for value in (value for element in root.iter() for value in element.attrib.values()):
+        assert not re.search(r"https?:|#[0-9a-f]{3,8}\b", value), f"{value}: a colour out of reach of the style"
+
+
+def test_tasks_are_listed() -> None:
+    listed = [name for row in table("docs/toolkit.md", "The toolkit") for name in row]
+    assert sorted(listed) == sorted(Collection.from_module(tasks).task_names)
+
+
+def test_event_is_described() -> None:
+    headers = [name for row in table("docs/events.md", "Headers") for name in row]
+    assert sorted(headers) == sorted(name.replace("_", "-") for name in events.TpErrorReport.__dataclass_fields__)
+    causes = [name for row in table("docs/events.md", "close-cause") for name in row]
+    assert sorted(causes) == sorted(events.CLOSE_CAUSES)
+
+
+def test_parameters_are_described() -> None:
+    series = "".join(path.read_text() for path in sorted(ROOT.glob("patches/freeswitch/*.patch")))
+    added = set(re.findall(r'^\+.*strcasecmp\(var, "([\w-]+)"\)', series, re.MULTILINE))
+    assert added and added <= anchors(ROOT / "docs/parameters.md")
+
+
+def test_patches_are_described() -> None:
+    series = {*ROOT.glob("patches/*/*.patch")}
+    page = ROOT / "docs/concepts.md"
+    assert series <= {(page.parent / link.target).resolve() for link in links() if link.page == page}
+    reasons = (ROOT / "docs/upstream.md").read_text()
+    for path in series:
+        assert f"\n| {path.parent.name} {path.name[:4]} " in reasons, path.name
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return a copy of the project as a clone of it would be, with this Python's environment."""
+    path = tmp_path / "project"
+    skip = shutil.ignore_patterns("build", ".venv", ".git", "__pycache__", ".*_cache", ".hypothesis")
+    shutil.copytree(ROOT, path, ignore=skip, symlinks=True)
+    return made(path)
+
+
+def run_line(project: Path, line: str) -> subprocess.CompletedProcess[str]:
+    """Run `line`, which a page must have as it is."""
+    known = {shlex.join(["inv", *words]) for _, words in inv_lines()}
+    assert shlex.join(["inv", *shlex.split(line)[1:]]) in known, f"no page has '{line}' any more"
+    return run(project, *shlex.split(line)[1:])
+
+
+def test_lines_that_need_nothing(project: Path) -> None:
+    listed, doctor = (run_line(project, line) for line in OFFLINE)
+    assert listed.returncode == 0
+    assert all(name in listed.stdout for name in Collection.from_module(tasks).task_names)
+    lines = doctor.stdout.splitlines()
+    assert len(lines) > 5 and all(line[0] in "✓✗" for line in lines), doctor.stdout
+    assert doctor.returncode == int(any(line[0] == "✗" for line in lines))
+
+
+def test_lines_that_need_the_upstreams(project: Path, real_settings: Settings) -> None:
+    for source in real_settings.sources:
+        if why := sources.reachable(source):
+            pytest.skip(f"the commands of docs/ that fetch sources are not tested: {source.url}: {why}")
+    before = {path.name: path.read_bytes() for path in project.glob("patches/*/*.patch")}
+    for line in ONLINE:
+        done = run_line(project, line)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+    assert {path.name: path.read_bytes() for path in project.glob("patches/*/*.patch")} == before
+
+
+def test_modules_that_are_run_directly() -> None:
+    """They exist and have the options; they are not run, each takes long."""
+    seen = []
+    for snippet in snippets():
+        for words in commands(snippet.text) if snippet.text.startswith(".venv/bin/python ") else []:
+            assert words[1] == "-m", snippet
+            file = ROOT / f"{words[2].replace('.', '/')}.py"
+            assert file.exists(), snippet
+            assert all(f'"{word}"' in file.read_text() for word in words if word.startswith("--")), snippet
+            seen.append(words[2])
+    assert {"tests.soak", "tests.compare"} <= {*seen}
+
+
+def test_filters_of_ss_and_tcpdump() -> None:
+    """Both programs read the filters that the pages show."""
+    missing = [name for name in ("ss", "tcpdump") if not shutil.which(name)]
+    tried = 0
+    for snippet in snippets():
+        for words in commands(snippet.text) if snippet.language == "sh" else []:
+            if words[0] in ("ss", "tcpdump") and words[0] not in missing:
+                # tcpdump compiles its filter, and captures nothing.
+                command = words if words[0] == "ss" else ["tcpdump", "-d", "-y", "EN10MB", words[-1]]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                assert done.returncode == 0, f"{words}: {done.stderr}"
+                tried += 1
+    if missing:
+        pytest.skip(f"its filters are not tested: there is no {' and no '.join(missing)}")
+    assert tried
+
+
+def api_lines() -> list[tuple[Snippet, str, str]]:
+    """Return every command for FreeSWITCH, and what its output is piped into."""
+    found = []
+    for snippet in snippets():
+        for command, pipe in re.findall(r"^(?:\S+ )*?fs_cli -x '([^']+)'(?: \| (.+))?", snippet.text, re.MULTILINE):
+            found.append((snippet, command, pipe))
+        if not snippet.language and re.match(r"(sofia|fsctl|sofia_contact|xml_locate) ", snippet.text):
+            found.append((snippet, snippet.text, ""))
+    return found
+
+
+def test_commands_for_freeswitch(lab: Lab) -> None:
+    """FreeSWITCH knows them; the output of one that is piped has what is looked for."""
+    api = lab.freeswitch.recorder.api
+    level = api("fsctl loglevel").partition("level: ")[2].partition(" ")[0]
+    assert level
+    refused = []
+    try:
+        for snippet, command, pipe in api_lines():
+            command = re.sub(r"\bprofile (?:internal|NAME)\b", "profile main", command)
+            # Other tests have clients there.
+            if command.endswith(" restart"):
+                continue
+            answer = api(command)
+            if answer.startswith(REFUSALS) or not answer.strip():
+                refused.append(f"{snippet}: {command}: {answer}")
+            if pipe:
+                looked = subprocess.run(["sh", "-c", pipe], input=answer, text=True, capture_output=True, check=False)
+                assert looked.returncode == 0, f"{snippet}: {pipe} finds nothing"
+    finally:
+        for command in (f"fsctl loglevel {level}", "fsctl debug_level 0", "sofia loglevel all 0"):
+            api(command)
+        api("sofia tracelevel console")
+        api("sofia global siptrace off")
+    assert not refused
+
+
+def test_marks_of_the_patched_files(lab: Lab) -> None:
+    """The files that troubleshooting.md looks into tell patched from stock."""
+    looks = [
+        (snippet, words)
+        for snippet in snippets()
+        for words in (commands(snippet.text) if snippet.language == "sh" else [])
+        if words[0] == "grep" and words[1] == "-c"
+    ]
+    assert len(looks) == 2
+    for snippet, words in looks:
+        subclass = words[2].replace("sofia::tp_error_report", lab.settings.esl_event)
+        assert int(lab.freeswitch.shell(shlex.join(["grep", "-c", subclass, words[3]]))) > 0, snippet
