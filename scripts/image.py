@@ -21,11 +21,10 @@ from typing import Any
 
 import yaml
 from docker.errors import NotFound
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich import get_console
 from rich.console import Console
 
-from scripts import base, cache, engine, patchset, provenance, sbom, sources, terminal
+from scripts import base, cache, engine, patchset, provenance, sbom, sources, template, terminal
 from scripts.clean import LABEL
 from scripts.errors import ToolkitError
 from scripts.scenario import render
@@ -36,7 +35,6 @@ TEMPLATES = ROOT / "templates" / "freeswitch"
 VARIABLES = TEMPLATES / "variables.yaml"
 # Directories of templates and of the context: the configuration, and what the entrypoint reads.
 CONFIGURATION, SHARE = "conf", "share"
-SITE = ROOT / "templates" / "build"
 SCRIPTS = ("build-dist.sh", "build-library.sh", "build-patch.sh", "freeswitch-entrypoint.sh", "freeswitch-health.sh")
 # How Docker's two builders begin a step that takes long, and how they say that they need not.
 STEP = re.compile(r"Step \d+/\d+ : RUN .*|#\d+ \[.*\] RUN .*")
@@ -183,10 +181,7 @@ def make_context(settings: Settings) -> Path:
 
 def site(settings: Settings) -> str:
     """Return what every configure script is told (autoconf's CONFIG_SITE)."""
-    templates = Environment(
-        loader=FileSystemLoader(SITE), undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
-    )
-    return templates.get_template("config.site.j2").render(patchset.variables(settings))
+    return template.environment().get_template("build/config.site.j2").render(patchset.variables(settings))
 
 
 def check(settings: Settings) -> None:
@@ -309,14 +304,7 @@ DERIVED = (
 
 def _render(settings: Settings, context: Path, name: str) -> None:
     """Render the directory `name` of the templates into the context."""
-    templates = Environment(
-        loader=FileSystemLoader(TEMPLATES / name),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=True,
-    )
+    templates = template.environment(TEMPLATES / name, markup=True)
     groups = variables()
     values: Mapping[str, object] = {
         "modules": settings.module_set.modules,
@@ -324,8 +312,8 @@ def _render(settings: Settings, context: Path, name: str) -> None:
         "groups": groups,
         "variables": [*(variable["name"] for group in groups for variable in group["variables"]), *DERIVED],
     }
-    for template in templates.list_templates():
-        _write(context / name / template.removesuffix(".j2"), templates.get_template(template).render(values))
+    for path in templates.list_templates():
+        _write(context / name / path.removesuffix(".j2"), templates.get_template(path).render(values))
 
 
 def docker_build(

@@ -10,14 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from scripts import ladder, latency
+from scripts import ladder, latency, template
 from scripts.errors import ToolkitError
 from scripts.ladder import GAP_NS, Kind, Ladder, Lane
 from scripts.latency import Series, Stages
 from scripts.report import Result, Run, Verdict
-from scripts.settings import ROOT
 
 TEMPLATE = "report/report.html.j2"
 SIGNS = {Verdict.PASSED: "✓", Verdict.FAILED: "✗", Verdict.ERROR: "!", Verdict.NOT_RUN: "–", Verdict.SKIPPED: "–"}
@@ -134,34 +131,31 @@ def render(run: Run) -> str:
     failures = [result for result in run.failures if result.verdict is not Verdict.NOT_RUN]
     pictures = [_picture(run, result, number) for number, result in enumerate(_captured(run), 1)]
     banner = _banner(run)
-    environment = Environment(
-        loader=FileSystemLoader(ROOT / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template(TEMPLATE).render(
-        run=run,
-        title=TITLES.get(run.name, run.name),
-        banner=BANNERS[banner],
-        headline=_headline(run, banner),
-        summary=_summary(run),
-        sign=SIGNS[banner],
-        signs=SIGNS,
-        counts=_counts(run),
-        failures=failures,
-        not_run=_not_run(run),
-        matrix=_matrix(run.results),
-        pictures=pictures,
-        latency=_latency(run, pictures),
-        eventful=[result for result in run.results if result.events],
-        # Results can be equal, and none of them can be hashed.
-        key=id,
-        picture_of={id(picture.result): picture for picture in pictures},
-        number_of={id(result): number for number, result in enumerate(failures, 1)},
-        lanes=LANES,
-        width=WIDTH,
+    return (
+        template.environment(markup=True)
+        .get_template(TEMPLATE)
+        .render(
+            run=run,
+            title=TITLES.get(run.name, run.name),
+            banner=BANNERS[banner],
+            headline=_headline(run, banner),
+            summary=_summary(run),
+            sign=SIGNS[banner],
+            signs=SIGNS,
+            counts=_counts(run),
+            failures=failures,
+            not_run=_not_run(run),
+            matrix=_matrix(run.results),
+            pictures=pictures,
+            latency=_latency(run, pictures),
+            eventful=[result for result in run.results if result.events],
+            # Results can be equal, and none of them can be hashed.
+            key=id,
+            picture_of={id(picture.result): picture for picture in pictures},
+            number_of={id(result): number for number, result in enumerate(failures, 1)},
+            lanes=LANES,
+            width=WIDTH,
+        )
     )
 
 

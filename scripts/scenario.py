@@ -26,7 +26,6 @@ from xml.etree import ElementTree
 import docker
 from docker.errors import APIError, DockerException, NotFound
 from docker.models.containers import Container
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from requests.exceptions import RequestException
 from rich import get_console
 from rich.console import Console
@@ -38,6 +37,7 @@ from scripts.errors import ToolkitError
 from scripts.events import REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable, delay_ms, parse
 from scripts.report import Image, Result, Run, Verdict, counted, plural
 from scripts.settings import ROOT, Settings
+from scripts.template import environment
 from scripts.terminal import Work
 
 PATCHED = "patched"
@@ -750,15 +750,7 @@ def upstreams(settings: Settings, labels: Mapping[str, str]) -> dict[str, str]:
 
 def render(template: str, **values: Any) -> str:
     """Return templates/<template>.xml.j2 with `values`, which get XML-escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(ROOT / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template(f"{template}.xml.j2").render(values)
+    return environment(markup=True).get_template(f"{template}.xml.j2").render(values)
 
 
 async def _docker(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:

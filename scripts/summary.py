@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich import get_console
 from rich.console import Console
 
-from scripts import matrix, publish, terminal
+from scripts import matrix, publish, template, terminal
 from scripts.errors import ToolkitError
-from scripts.settings import ROOT, Settings
+from scripts.settings import Settings
 from scripts.sources import short
 
-TEMPLATES = ROOT / "templates"
 # GitHub takes no more than 1 MiB of a step.
 LIMIT = 1_000_000
 
@@ -71,12 +69,9 @@ def text(settings: Settings, only: Sequence[str] = ()) -> str:
         key: documents.get(Path(name).stem)
         for key, name in {"matrix": matrix.MATRIX_FILE, "tip": matrix.TIP_FILE, "pushed": publish.PUSH_FILE}.items()
     }
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters["cell"] = cell
-    page = environment.get_template("summary.md.j2").render(**parts, runs=runs, suites=suites, empty=not chosen)
+    templates = template.environment()
+    templates.filters["cell"] = cell
+    page = templates.get_template("summary.md.j2").render(**parts, runs=runs, suites=suites, empty=not chosen)
     if len(page.encode()) > LIMIT:
         page = page.encode()[:LIMIT].decode(errors="ignore").rpartition("\n")[0] + "\n\nThe rest is in the reports.\n"
     return page

@@ -27,10 +27,9 @@ import trustme
 from docker.errors import APIError
 from docker.models.containers import Container
 from docker.types import IPAMConfig, IPAMPool
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pytest_docker.plugin import get_docker_services
 
-from scripts import engine
+from scripts import engine, template
 from scripts.clean import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable
@@ -290,9 +289,7 @@ def configure(
     `parameters` are set in every profile, before its own. With `heap`
     FreeSWITCH tells how much it has allocated.
     """
-    templates = Environment(
-        loader=FileSystemLoader(HERE / "templates"), undefined=StrictUndefined, keep_trailing_newline=True
-    )
+    templates = template.environment(HERE / "templates")
     profiles = [
         Profile(item.name, item.port, {**(parameters or {}), **item.parameters}, item.ipv6)
         for item in PROFILES
@@ -311,13 +308,13 @@ def configure(
         "profiles": profiles,
         "users": [f"u{number:04}" for number in range(USERS)],
     }
-    for name, template in (
-        ("compose.yml", "compose.yml.j2"),
-        ("sofia.conf.xml", "sofia.conf.xml.j2"),
-        ("directory/users.xml", "users.xml.j2"),
+    for name in (
+        "compose.yml",
+        "sofia.conf.xml",
+        "directory/users.xml",
     ):
         (directory / name).parent.mkdir(exist_ok=True)
-        (directory / name).write_text(templates.get_template(template).render(values))
+        (directory / name).write_text(templates.get_template(f"{Path(name).name}.j2").render(values))
     shutil.copy(HERE / "relay.py", directory)
     if heap:
         _compile_heap(settings, directory)

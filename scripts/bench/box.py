@@ -14,9 +14,8 @@ from pathlib import Path
 import docker
 from docker.errors import NotFound
 from docker.types import Ulimit
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from scripts import engine
+from scripts import engine, template
 from scripts.bench.load import DOMAIN, ECHO, Ports, Target
 from scripts.bench.stream import Esl, Reader
 from scripts.clean import LABEL
@@ -138,9 +137,7 @@ def free_ports(count: int) -> list[int]:
 
 def configuration(kind: Kind, sip_port: int) -> dict[str, str]:
     """Return the files of the configuration, by their path below /etc/freeswitch."""
-    templates = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=True
-    )
+    templates = template.environment(TEMPLATES, markup=True)
     values = {"host": HOST, "sip_port": sip_port, "parameters": kind.parameters, "number": ECHO}
     files = {
         "autoload_configs/sofia.conf.xml": "sofia.conf.xml",

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from scripts import template
 from scripts.bench.box import DESCRIPTORS, HOST, TEMPLATES, Memory, cpu_of_threads, free_ports, proportional
 from scripts.bench.load import DOMAIN, Owner, Ports, Target
 from scripts.bench.stream import Esl, Reader
@@ -91,14 +90,17 @@ def complaint(log: Path) -> str:
 
 def configuration(sip_port: int, event_port: int) -> str:
     """Return kamailio.cfg."""
-    templates = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
-    return templates.get_template("kamailio.cfg.j2").render(
-        host=HOST,
-        domain=DOMAIN,
-        sip_port=sip_port,
-        event_port=event_port,
-        connections=DESCRIPTORS,
-        subclass=SUBCLASS,
+    return (
+        template.environment(TEMPLATES)
+        .get_template("kamailio.cfg.j2")
+        .render(
+            host=HOST,
+            domain=DOMAIN,
+            sip_port=sip_port,
+            event_port=event_port,
+            connections=DESCRIPTORS,
+            subclass=SUBCLASS,
+        )
     )
 
 

@@ -18,11 +18,10 @@ from statistics import median
 from types import FrameType
 from typing import TypeVar
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich import get_console
 from rich.console import Console
 
-from scripts import terminal
+from scripts import template, terminal
 from scripts.bench import kamailio, measure, plot
 from scripts.bench.box import PATCHED, PLAIN, REMOVING, STOCK, TEMPLATES, Box, Kind, Yard, yard
 from scripts.bench.figures import (
@@ -599,17 +598,14 @@ def publish(outcome: Outcome, files: Sequence[Path], directory: Path) -> Path:
 
 def page(outcome: Outcome) -> str:
     """Return docs/benchmark.md."""
-    templates = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template("benchmark.md.j2").render(
-        outcome=outcome,
-        plan=QUICK if outcome.quick else FULL,
-        headings=headings(bool(outcome.kamailio)),
-        rows=rows(outcome.figures, bool(outcome.kamailio)),
-        window=WINDOW,
+    return (
+        template.environment(TEMPLATES)
+        .get_template("benchmark.md.j2")
+        .render(
+            outcome=outcome,
+            plan=QUICK if outcome.quick else FULL,
+            headings=headings(bool(outcome.kamailio)),
+            rows=rows(outcome.figures, bool(outcome.kamailio)),
+            window=WINDOW,
+        )
     )
