@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -190,7 +191,9 @@ def registry(registries: Settings) -> Iterator[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the death matrix write its report."""
+    """Let the death matrix write its report, and Ctrl-C reach what the tests start."""
+    # A shell has what it starts in the background ignore SIGINT, and that is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(Plugin(), "death-matrix")
 
 
