@@ -79,8 +79,8 @@ QUICK = Plan(
     flood=0,
 )  # fmt: skip
 FULL = Plan(
-    storm=4000, storm_runs=5, sizes=(1000, 2000, 4000, 8000, 16000), size_runs=2, registrations=500, refreshes=1,
-    registrar_runs=11, calls=300, call_runs=9, footprint=2000, footprint_runs=4, fins=500, fin_runs=3, idle=10,
+    storm=4000, storm_runs=5, sizes=(1000, 2000, 4000, 8000, 16000), size_runs=2, registrations=700, refreshes=1,
+    registrar_runs=15, calls=300, call_runs=9, footprint=2000, footprint_runs=4, fins=500, fin_runs=3, idle=10,
     idle_runs=3, burden=2000, flood=110_000,
 )  # fmt: skip
 
