@@ -317,10 +317,11 @@ def _module_set(build: Mapping[str, Any], sets: Mapping[str, Any]) -> tuple[Modu
 
 def _sparse(source: Source, modules: Sequence[str], include: Sequence[str]) -> Source:
     """Leave out the modules of FreeSWITCH that aren't built, but for the Makefile.am that configure wants."""
+    # The last pattern that matches a path decides: what is excluded is so in a chosen module, too.
     chosen = [f"!/src/mod/{module}/**" for module in modules]
     taken_back = [f"!{pattern}" for pattern in include]
     return replace(
-        source, exclude=(*source.exclude, *taken_back, "/src/mod/*/*/**", "!/src/mod/*/*/Makefile.am", *chosen)
+        source, exclude=("/src/mod/*/*/**", "!/src/mod/*/*/Makefile.am", *chosen, *source.exclude, *taken_back)
     )
 
 

@@ -29,7 +29,7 @@ from rich.console import Console
 
 from scripts import terminal
 from scripts.errors import ToolkitError
-from scripts.settings import ROOT, Settings, Source
+from scripts.settings import FILE, ROOT, Settings, Source
 
 # The committer of the commits that `patchset` makes; other commits are the user's.
 COMMITTER_NAME = "freeswitch-tp-error toolkit"
@@ -475,7 +475,13 @@ def _remote(path: Path, report: Callable[[str], None], command: str, *arguments:
 
 
 def _unreachable(source: Source, why: str) -> str:
-    if "couldn't find remote ref" in why or "not our ref" in why:
+    missing = re.search(r"not our ref ([0-9a-f]{40})", why)
+    if missing and missing[1] != source.commit:
+        return (
+            f"{source.name}: {source.url} has {version(source)}, but not all of its files (object {missing[1]} is "
+            f"missing): use a complete mirror, or leave the file out with {key(source)}.exclude in {FILE.name}"
+        )
+    if "couldn't find remote ref" in why or missing:
         return (
             f"{source.name}: {source.url} has no {'tag ' + source.tag if source.tag else 'commit ' + source.commit}: "
             f"correct {key(source)}.{'tag' if source.tag else 'commit'} or {key(source)}.url"

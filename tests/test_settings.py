@@ -88,10 +88,16 @@ def test_unknown_source() -> None:
 
 def test_only_the_modules_that_are_built_are_fetched() -> None:
     exclude = load(overrides=["build.modules=endpoints/mod_sofia,say/mod_say_en"]).source("freeswitch").exclude
-    assert exclude[-4:] == (
+    assert exclude[:4] == (
         "/src/mod/*/*/**",
         "!/src/mod/*/*/Makefile.am",
         "!/src/mod/endpoints/mod_sofia/**",
         "!/src/mod/say/mod_say_en/**",
     )
     assert not any("mod_sofia" in pattern for pattern in load().source("sofia-sip").exclude)
+
+
+def test_what_is_excluded_is_so_in_chosen_modules() -> None:
+    exclude = load(overrides=["build.module_set=full"]).source("freeswitch").exclude
+    assert exclude.index("!/src/mod/applications/mod_fsv/**") < exclude.index("*.yuv")
+    assert exclude.index("/libs/libyuv/") < exclude.index("!/libs/libyuv/")

@@ -94,6 +94,15 @@ def test_commit_that_does_not_exist(settings: Settings) -> None:
         sources.clone(change(settings, tag="", commit="0123456789" * 4))
 
 
+def test_repository_that_lacks_a_file(settings: Settings) -> None:
+    upstream = settings.sources[0].path.parents[2] / "upstream/one"
+    blob = git(upstream, "rev-parse", "v1.0:src/main.c")
+    (upstream / ".git/objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(ToolkitError, match=rf"one: .* has v1\.0, but not all of its files \(object {blob} is missing\)"):
+        sources.clone(settings)
+    assert list(settings.sources[0].path.parent.iterdir()) == []
+
+
 def test_leftover_of_an_interrupted_clone_is_removed(settings: Settings) -> None:
     leftover = settings.sources[0].path.with_name(".one.partial")
     (leftover / ".git").mkdir(parents=True)
