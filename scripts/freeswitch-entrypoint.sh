@@ -12,6 +12,7 @@ set -eu
 
 share=/usr/local/share/freeswitch
 modules=/usr/local/freeswitch/mod
+configuration=/etc/freeswitch/autoload_configs
 run=/run/freeswitch
 lib=/var/lib/freeswitch
 
@@ -338,6 +339,20 @@ check_directory() {
 	esac
 }
 
+# Modules that do nothing without a configuration, of which the image has none
+check_configurations() {
+	for module in $(items "$LOAD_MODULES"); do
+		case $module in
+		mod_amqp | mod_enum | mod_hiredis | mod_httapi | mod_json_cdr | mod_local_stream | mod_skinny | mod_syslog | \
+			mod_xml_cdr | mod_xml_rpc | mod_xml_scgi) ;;
+		*) continue ;;
+		esac
+		name=${module#mod_}.conf
+		grep -qs "<configuration[^>]*name=[\"']${name}[\"']" "$configuration"/*.xml ||
+			fail "LOAD_MODULES='$LOAD_MODULES': $module needs a configuration: mount $configuration/$name.xml"
+	done
+}
+
 # $1 name, $2 file
 readable() {
 	[ -f "$2" ] || fail "$1='$2': there is no such file: mount it, or name another"
@@ -444,6 +459,20 @@ derive() {
 	export ESL_PASSWORD ESL_ACL DIRECTORY_CREDENTIALS LOG_LEVELS
 }
 
+# Each connection is an open file. FreeSWITCH asks for 999999 of them, which fails
+# as a whole where fewer are allowed, and leaves it with what many engines begin
+# with: 1024.
+# shellcheck disable=SC3045 # Debian's sh tells the two limits apart.
+raise_limit() {
+	most=$(ulimit -Hn)
+	if [ "$most" = unlimited ] || [ "$most" -gt 999999 ]; then
+		most=999999
+	fi
+	ulimit -Sn "$most"
+	[ "$most" -ge 4096 ] ||
+		warn "no more than $most files may be open, so there can't be more connections than that: raise it (docker run --ulimit nofile=65536)"
+}
+
 # SIGTERM to this shell: take no more calls, wait for those there are, then stop.
 drain() {
 	trap 'signalled=yes && kill -TERM "$freeswitch"' TERM INT
@@ -471,6 +500,7 @@ listens udp || listens tcp || listens tls ||
 check_ports
 check_event_socket
 check_directory
+check_configurations
 if listens tls || listens wss; then
 	check_certificates
 elif [ -n "$TLS_CLIENT_CA_FILE" ]; then
@@ -492,6 +522,7 @@ write_client > "$run/fs_cli.conf"
 echo "$ESL_PASSWORD" > "$run/esl-password"
 # Logs and recordings are also for their group.
 umask 027
+raise_limit
 
 set -- freeswitch -nonat -nf -nc -conf /etc/freeswitch -log /var/log/freeswitch -db "$lib/db" \
 	-run "$run" -certs "$run/tls" -recordings "$lib/recordings" -storage "$lib/storage" -cache "$lib/cache" \

@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 import pytest
 import trustme
 from docker.models.containers import Container
-from docker.types import IPAMConfig, IPAMPool
+from docker.types import IPAMConfig, IPAMPool, Ulimit
 
 from scripts import engine
 from scripts.clean import LABEL
@@ -358,8 +358,18 @@ def test_image_has_a_health_check_and_volumes(built: Settings) -> None:
         config = client.images.get(f"{built.image}:patched").attrs["Config"]
     assert config["Healthcheck"]["Test"] == ["CMD", "freeswitch-health.sh"]
     assert set(config["Volumes"]) == {"/var/lib/freeswitch", "/var/log/freeswitch"}
-    assert config["User"] == "freeswitch"
+    # A number: Kubernetes' runAsNonRoot can't tell whether a name is root's.
+    assert config["User"] == "5060:5060"
     assert f"{ESL_PORT}/tcp" not in config["ExposedPorts"]
+
+
+@pytest.mark.parametrize(("allowed", "warned"), [(8192, False), (2048, True)])
+def test_as_many_open_files_as_the_engine_allows(run: Run, allowed: int, warned: bool) -> None:
+    """What the engines of today start a container with, 1024, would be the limit of connections, too."""
+    node = run(options={"ulimits": [Ulimit(name="nofile", soft=1024, hard=allowed)]}).ready()
+    limits = node.shell("grep '^Max open files' /proc/1/limits")[1].split()
+    assert limits[3:5] == [str(allowed)] * 2
+    assert (f"warning: no more than {allowed} files may be open" in node.log()) is warned
 
 
 def test_stop_is_clean(run: Run) -> None:

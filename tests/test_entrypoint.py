@@ -61,6 +61,8 @@ def checker(built: Settings) -> Iterator[Checker]:
         )
         try:
             container.put_archive("/etc/freeswitch/tls", engine.tar(files))
+            configuration = "<configuration name='hiredis.conf'/>\n"
+            container.put_archive("/etc/freeswitch/autoload_configs", engine.tar({"redis.xml": configuration}))
             container.start()
             yield Checker(container)
         finally:
@@ -86,7 +88,7 @@ def checker(built: Settings) -> Iterator[Checker]:
             "DIRECTORY_USER": "me",
             "DIRECTORY_PASSWORD": "x",
         },
-        {"LOAD_MODULES": "mod_amqp,mod_hiredis", "DRAIN_SECONDS": "600", "TCP_DEAD_PEER_TIMEOUT": "0"},
+        {"LOAD_MODULES": "mod_cdr_csv,mod_hiredis", "DRAIN_SECONDS": "600", "TCP_DEAD_PEER_TIMEOUT": "0"},
     ],
 )
 def test_good_settings(checker: Checker, environment: dict[str, str]) -> None:
@@ -188,6 +190,11 @@ def test_wrong_values(checker: Checker, name: str, value: str, why: str) -> None
         (
             {"DIRECTORY_URL": "http://a.example.test", "DIRECTORY_PASSWORD": "x"},
             "DIRECTORY_PASSWORD is given without DIRECTORY_USER: give both or none",
+        ),
+        (
+            {"LOAD_MODULES": "mod_cdr_csv,mod_amqp"},
+            "LOAD_MODULES='mod_cdr_csv,mod_amqp': mod_amqp needs a configuration: "
+            "mount /etc/freeswitch/autoload_configs/amqp.conf.xml",
         ),
     ],
 )
