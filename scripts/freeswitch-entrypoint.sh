@@ -339,12 +339,12 @@ check_directory() {
 	esac
 }
 
-# Modules that do nothing without a configuration, of which the image has none
+# Modules that don't work without a configuration, of which the image has none
 check_configurations() {
 	for module in $(items "$LOAD_MODULES"); do
 		case $module in
-		mod_amqp | mod_enum | mod_hiredis | mod_httapi | mod_json_cdr | mod_local_stream | mod_skinny | mod_syslog | \
-			mod_xml_cdr | mod_xml_rpc | mod_xml_scgi) ;;
+		mod_amqp | mod_hiredis | mod_httapi | mod_json_cdr | mod_local_stream | mod_skinny | mod_xml_cdr | \
+			mod_xml_rpc | mod_xml_scgi) ;;
 		*) continue ;;
 		esac
 		name=${module#mod_}.conf

@@ -372,6 +372,14 @@ def test_as_many_open_files_as_the_engine_allows(run: Run, allowed: int, warned:
     assert (f"warning: no more than {allowed} files may be open" in node.log()) is warned
 
 
+def test_first_report_need_not_wait(run: Run, root: Path) -> None:
+    """Started by the first REGISTER, as in stock FreeSWITCH, this thread would hold up all events for half a second."""
+    file = "autoload_configs/logfile.conf.xml"
+    template = (root / "templates/freeswitch/conf" / f"{file}.j2").read_text()
+    node = run(files={file: template.replace('"debug,', '"console,debug,')}).ready()
+    assert "Event Thread Started" in node.shell("cat /var/log/freeswitch/freeswitch.log")[1]
+
+
 def test_stop_is_clean(run: Run) -> None:
     node = run().ready()
     node.register()
