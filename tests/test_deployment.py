@@ -401,7 +401,7 @@ def test_stop_waits_for_calls_if_asked(run: Run) -> None:
     # Nobody is there to answer a BYE, for which FreeSWITCH would wait.
     caller.close()
     node.cli(f"uuid_kill {uuid}")
-    assert node.container.wait(timeout=60)["StatusCode"] == 0
+    assert node.container.wait(timeout=180)["StatusCode"] == 0
 
 
 def _refused(client: Client, node: Node) -> bool:
@@ -418,7 +418,7 @@ def test_drain_ends(run: Run) -> None:
     caller.invite("alice", node.password, DOMAIN, ECHO)
     caller.close()
     node.container.kill("SIGTERM")
-    assert node.container.wait(timeout=60)["StatusCode"] == 0
+    assert node.container.wait(timeout=180)["StatusCode"] == 0
 
 
 def test_second_signal_ends_the_drain(run: Run) -> None:
@@ -429,7 +429,7 @@ def test_second_signal_ends_the_drain(run: Run) -> None:
     node.wait(lambda: "taking no more calls" in node.log(), "does not drain")
     caller.close()
     node.container.kill("SIGTERM")
-    assert node.container.wait(timeout=60)["StatusCode"] == 0
+    assert node.container.wait(timeout=180)["StatusCode"] == 0
 
 
 class Users(ThreadingHTTPServer):

@@ -383,11 +383,13 @@ def test_watch_prints_json_lines_at_once_and_ends_with_ctrl_c() -> None:
 
 
 def test_watch_prints_rows_and_says_that_the_connection_is_lost() -> None:
-    broken = {key: value for key, value in REPORT.items() if key != "call-id"}
+    # Its age must fit into the column.
+    report = REPORT | {"detected-at-us": str(time.time_ns() // 1000)}
+    broken = {key: value for key, value in report.items() if key != "call-id"}
 
     async def script(server: Server) -> None:
-        two_left = REPORT | {"registrations-left": "2", "error-code": "0", "error-name": "NONE"}
-        await server.send(wire(REPORT) + wire(broken) + wire(two_left | {"close-cause": "peer-closed"}))
+        two_left = report | {"registrations-left": "2", "error-code": "0", "error-name": "NONE"}
+        await server.send(wire(report) + wire(broken) + wire(two_left | {"close-cause": "peer-closed"}))
         server.writer.close()
 
     with serving_thread(Server(script)) as port:

@@ -166,6 +166,7 @@ def test_configuration_is_rendered_for_each_set(tmp_path: Path, name: str) -> No
     assert "SIP_PORT|port|5060" in variables and all(line.count("|") == 2 for line in variables)
     codecs = (tmp_path / "share/codecs").read_text().split()
     assert ("VP8" in codecs) is (name == "full")
+    assert len(set(codecs)) == len(codecs)
 
 
 def test_full_is_what_upstream_builds_by_default(built: Settings, root: Path) -> None:

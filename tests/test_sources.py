@@ -98,7 +98,9 @@ def test_repository_that_lacks_a_file(settings: Settings) -> None:
     upstream = settings.sources[0].path.parents[2] / "upstream/one"
     blob = git(upstream, "rev-parse", "v1.0:src/main.c")
     (upstream / ".git/objects" / blob[:2] / blob[2:]).unlink()
-    with pytest.raises(ToolkitError, match=rf"one: .* has v1\.0, but not all of its files \(object {blob} is missing\)"):
+    with pytest.raises(
+        ToolkitError, match=rf"one: .* has v1\.0, but not all of its files \(object {blob} is missing\)"
+    ):
         sources.clone(settings)
     assert list(settings.sources[0].path.parent.iterdir()) == []
 
