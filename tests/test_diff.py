@@ -93,7 +93,7 @@ def test_info_as_json(built: Settings, capsys: pytest.CaptureFixture[str]) -> No
     assert found["module_set"] == built.module_set.name
     assert "libc6" in found["packages"] and found["size"] > found["base_size"] > 0
     assert found["base"] == built.base_image
-    assert found["user"] == "freeswitch"
+    assert found["user"] == "5060:5060"
 
 
 def test_info_for_people(built: Settings) -> None:
