@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -251,3 +252,61 @@ def test_documentation_has_the_variables(root: Path) -> None:
         for variable in group["variables"]:
             default = f"`{variable['default']}`" if variable["default"] else ""
             assert f"| `{variable['name']}` | {default} | {variable['text']} |" in page, variable["name"]
+
+
+USERS = "/etc/freeswitch/directory"
+ALICE = '<user id="alice"><params><param name="password" value="{}"/></params></user>'
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (f"<include>{ALICE}</include>\n", "line 1: FreeSWITCH passes over a line with <include>,"),
+        (f"<include>\n{ALICE}</include>\n", "line 2: FreeSWITCH passes over a line with"),
+        (f"<?xml version='1.0'?>{ALICE}\n", "line 1: FreeSWITCH passes over a line with"),
+        (
+            f"<include>\n{ALICE}\n<user id='bob'><params></user>\n</include>\n",
+            "line 3: mismatched tag: correct the XML",
+        ),
+        (f"<include>\n{ALICE}\n<user id='bob'>\n", "line 4: mismatched tag: correct the XML"),
+        (f"<include>\n{ALICE}\n<user id='bo", "line 3: it ends in the middle of a tag: complete it"),
+        (f"{ALICE}\n<!-- <user id='bob'/>\n", "line 2: unclosed token: correct the XML"),
+    ],
+)
+def test_files_of_which_freeswitch_would_lose_a_part(checker: Checker, text: str, fault: str) -> None:
+    files = {"a.xml": f"<include>\n{ALICE}\n</include>\n", "b b.xml": text, "c.xml": ALICE}
+    with _files(checker, files):
+        assert checker.refusal({}).startswith(f"{USERS}/b b.xml: {fault}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        f"\n<?xml version='1.0' encoding='UTF-8'?>\n  <include>\t\r\n{ALICE}\r\n</include> \n\n",
+        f"{ALICE}\n{ALICE.replace('alice', 'bob')}",
+        "<!-- of <include> -->\n<!-- two\nlines -- and more -->\n" + ALICE.format("a&b<c>"),
+        ALICE.format("M\u00fcller"),
+    ],
+)
+def test_files_that_freeswitch_takes_as_they_are(checker: Checker, text: str) -> None:
+    with _files(checker, {"a.xml": text}):
+        code, _, errors = checker.check({})
+        assert code == 0, errors
+
+
+def test_file_that_the_user_cannot_read(checker: Checker) -> None:
+    with _files(checker, {"a.xml": ALICE}):
+        checker.container.exec_run(["chmod", "600", f"{USERS}/a.xml"], user="root")
+        line = checker.refusal({})
+        assert line == f"{USERS}/a.xml is not readable for user 5060: mend its owner or mode"
+
+
+@contextmanager
+def _files(checker: Checker, files: Mapping[str, str]) -> Iterator[None]:
+    """Put files of users into the container."""
+    checker.container.put_archive(USERS, engine.tar(dict(files)))
+    try:
+        yield
+    finally:
+        checker.container.exec_run(["sh", "-c", f"rm -f {USERS}/*"], user="root")
