@@ -138,12 +138,15 @@ def bump(context: Context, set_: list[str], freeswitch: str = "") -> None:
     registry="Repository to push to, HOST/NAME (default: push.repository).",
     tags="Push under these tags, with commas between (default: those of the version that the commit is tagged with).",
     cache="Push the stages of the build to build.cache instead.",
+    check="Only check that there is a version to push, and a repository.",
 )
-def push(context: Context, set_: list[str], registry: str = "", tags: str = "", cache: bool = False) -> None:
+def push(
+    context: Context, set_: list[str], registry: str = "", tags: str = "", cache: bool = False, check: bool = False
+) -> None:
     """Push the image that `inv verify` passed to a registry."""
     from scripts import publish
 
-    publish.run(settings(context, set_), registry, tags, cache)
+    publish.run(settings(context, set_), registry, tags, cache, check)
 
 
 @command()
@@ -209,7 +212,7 @@ def release_page(context: Context, set_: list[str]) -> None:
     json="Print each event as one line of JSON.",
 )
 def watch(
-    context: Context, set_: list[str], host: str = "", port: int = 0, password: str = "", json: bool = False
+    context: Context, set_: list[str], host: str = "", port: str = "", password: str = "", json: bool = False
 ) -> None:
     """Print the reports of lost connections of a running FreeSWITCH as they come."""
     from scripts import events

@@ -18,7 +18,6 @@ from rich import get_console
 from rich.console import Console
 
 from scripts import engine, terminal
-from scripts.clean import LABEL
 from scripts.errors import ToolkitError
 from scripts.settings import Settings
 
@@ -132,7 +131,7 @@ def _import(settings: Settings, root: Path) -> None:
     repository, tag = _reference(settings.base_image)
     excludes = ["--exclude=./var/cache/apt/archives/*.deb", "--exclude=./var/lib/apt/lists/*"]
     tar = [*_root_command(), "tar", "-C", str(root), "--numeric-owner", *excludes, "-c", "."]
-    changes = [f"LABEL {LABEL}=true", 'CMD ["bash"]']
+    changes = [*(f"LABEL {name}={value}" for name, value in engine.IMAGE_LABEL.items()), 'CMD ["bash"]']
     with engine.connect(timeout=600) as client, subprocess.Popen(tar, stdout=subprocess.PIPE) as process:
         answer = client.api.import_image_from_stream(process.stdout, repository=repository, tag=tag, changes=changes)
         process.wait()

@@ -40,6 +40,11 @@ def bump(
     console = console or get_console()
     known = releases.load(table)
     current = settings.source("freeswitch")
+    if TAG.fullmatch(tag) and TAG.fullmatch(current.tag) and Version(tag) < Version(current.tag):
+        raise ToolkitError(
+            f"{tag} is older than the pinned {current.tag}, and needs more than other pins: nothing was changed, "
+            f"use it with --freeswitch {tag} on each task"
+        )
     freeswitch = _with_tags(settings, current, known.freeswitch, tag)
     sofia = _with_tags(settings, settings.source("sofia-sip"), known.sofia_sip)
     known = replace(known, freeswitch=freeswitch, sofia_sip=sofia)

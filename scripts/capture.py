@@ -109,10 +109,11 @@ class Sniffer:
         assert self.container
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
+            # In this order: what has ended says no more.
+            self.container.reload()
             lines = self.container.logs().decode(errors="replace").split("\n")
             if any("listening on" in line for line in lines):
                 return ""
-            self.container.reload()
             if self.container.status != "running":
                 said = [line.strip() for line in lines if line.strip()]
                 if any("exec tcpdump failed" in line for line in said):

@@ -26,8 +26,9 @@ def clean(
 ) -> list[str]:
     """Remove the toolkit's containers and networks, and the build directory.
 
-    `sources` includes the source trees, `images` the images. Returns what was
-    removed, a line each. Raises ToolkitError, before it removes anything, if
+    `sources` includes the source trees, `images` the images, but for those that
+    a container of somebody else is made of. Returns what was removed, a line
+    each, and what was kept for that reason. Raises ToolkitError, before it removes anything, if
     Docker cannot be reached or (unless `force`) a source tree has local changes.
     """
     console = console or get_console()
@@ -52,17 +53,25 @@ def _check_trees(settings: Settings, force: bool) -> None:
 
 def _clean_engine(label: str, images: bool) -> list[str]:
     removed = []
-    filters = {"label": label}
+    # By its value: the containers that others run from the images have the label, too.
+    mine = {"label": f"{label}=true"}
     with engine.connect() as client:
-        for container in client.containers.list(all=True, filters=filters):
+        for container in client.containers.list(all=True, filters=mine):
             container.remove(force=True, v=True)
             removed.append(f"removed container {container.name}")
-        for network in client.networks.list(filters=filters):
+        for network in client.networks.list(filters=mine):
             network.remove()
             removed.append(f"removed network {network.name}")
-        for image in client.images.list(filters=filters) if images else []:
+        if not images:
+            return removed
+        users = {str(container.attrs["Image"]): str(container.name) for container in client.containers.list(all=True)}
+        for image in client.images.list(filters={"label": label}):
+            name = ", ".join(image.tags) or image.short_id
+            if user := users.get(str(image.id)):
+                removed.append(f"kept image {name}: container {user} was made of it")
+                continue
             client.images.remove(image.id, force=True)
-            removed.append(f"removed image {', '.join(image.tags) or image.short_id}")
+            removed.append(f"removed image {name}")
     return removed
 
 

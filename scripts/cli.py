@@ -93,11 +93,15 @@ def run_tests(
     The tests of the real upstreams use the `--set` options and the releases, too.
     """
     settings(context, overrides, freeswitch, sofia_sip)
+    try:
+        words = shlex.split(arguments)
+    except ValueError as error:
+        raise ToolkitError(f"--args {arguments!r}: {str(error).lower()}: close the quotation") from None
     environment = {
         **os.environ,
         "TOOLKIT_SET": "\n".join(overrides),
         "TOOLKIT_FREESWITCH": freeswitch,
         "TOOLKIT_SOFIA_SIP": sofia_sip,
     }
-    command = [sys.executable, "-m", "pytest", *(["-q"] if rich.get_console().quiet else []), *shlex.split(arguments)]
+    command = [sys.executable, "-m", "pytest", *(["-q"] if rich.get_console().quiet else []), *words]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0

@@ -92,7 +92,7 @@ def reproduce(settings: Settings, console: Console | None = None) -> bool:
     start = time.monotonic()
     log = settings.build_directory / "reproduce.log"
     log.unlink(missing_ok=True)
-    image.docker_build(settings, context, again, {LABEL: "true", **patched.labels}, log, console, afresh=True)
+    image.docker_build(settings, context, again, {**engine.IMAGE_LABEL, **patched.labels}, log, console, afresh=True)
     console.print(f"built again in {time.monotonic() - start:.0f} s, output in {sources.short(log)}")
     return show(patched.tag, again.tag, console)
 

@@ -84,16 +84,31 @@ def _docker(settings: Settings) -> list[Check]:
     try:
         with engine.connect(TIMEOUT) as client:
             found = Check("Docker", f"engine {client.version()['Version']}")
-            return [found, _docker_space(client), _base_image(client, settings.base_image)]
+            return [found, _compose(), _docker_space(client), _base_image(client, settings.base_image)]
     except ToolkitError as error:
-        detail, _, remedy = str(error).rpartition(": ")
-        return [Check("Docker", detail.removeprefix("Docker "), remedy)]
+        return [_failed("Docker", error)]
+
+
+def _compose() -> Check:
+    try:
+        return Check("Docker Compose", f"`{engine.compose_command()}`")
+    except ToolkitError as error:
+        return _failed("Docker Compose", error)
+
+
+def _failed(name: str, error: ToolkitError) -> Check:
+    detail, _, remedy = str(error).rpartition(": ")
+    return Check(name, detail.removeprefix(f"{name} "), remedy)
 
 
 def _docker_space(client: DockerClient) -> Check:
     root = Path(client.info()["DockerRootDir"])
-    if not root.exists():
-        return Check("disk space of Docker", f"{root} is not on this machine, not checked")
+    try:
+        here = root.exists()
+    except PermissionError:
+        here = False
+    if not here:
+        return Check("disk space of Docker", f"{root} is not on this machine or closed to this user, not checked")
     return _space(root, DOCKER_SPACE, "Docker")
 
 

@@ -17,8 +17,11 @@ from requests.exceptions import RequestException
 
 from scripts.errors import ToolkitError
 
-# Every container, network and image that the toolkit makes carries this label.
+# Every container, network and image that the toolkit makes carries this label,
+# with the value "true". That of the images is another one: a container that
+# somebody runs from them inherits it, and is not the toolkit's.
 LABEL = "org.freeswitch-tp-error"
+IMAGE_LABEL = {LABEL: "image"}
 
 
 @contextmanager
@@ -56,14 +59,14 @@ def versions(client: docker.DockerClient) -> dict[str, str]:
     }
 
 
-def run(image: str, command: Sequence[str]) -> tuple[int, str]:
+def run(image: str, command: Sequence[str], user: str = "") -> tuple[int, str]:
     """Run `command` in a container of `image` without a network; return its exit status and what it wrote to stdout.
 
-    Nothing of the container stays.
+    `user` is another one than the image's. Nothing of the container stays.
     """
     with connect() as client:
         container = client.containers.create(
-            image, entrypoint=list(command), command=[], network_disabled=True, labels={LABEL: "true"}
+            image, entrypoint=list(command), command=[], user=user, network_disabled=True, labels={LABEL: "true"}
         )
         try:
             container.start()
@@ -80,7 +83,15 @@ def compose_command() -> str:
             outcome = subprocess.run([*command.split(), "version"], capture_output=True, check=False)
             if outcome.returncode == 0:
                 return command
-    raise ToolkitError("neither `docker compose` nor `docker-compose` works: install Docker Compose")
+    raise ToolkitError(
+        "neither `docker compose` nor `docker-compose` works: install Docker Compose (`apt-get install docker-compose`)"
+    )
+
+
+def check_command() -> None:
+    """Raise ToolkitError if there is no docker command; builds and logins are its work."""
+    if shutil.which("docker") is None:
+        raise ToolkitError("there is no docker command: install Docker (`apt-get install docker.io`)")
 
 
 def _cause(error: BaseException) -> str:

@@ -356,28 +356,35 @@ COLUMNS = (
 )
 
 
-def watch(settings: Settings, host: str = "", port: int = 0, password: str = "", json_lines: bool = False) -> None:
+def watch(settings: Settings, host: str = "", port: str = "", password: str = "", json_lines: bool = False) -> None:
     """Print each report as it arrives, until Ctrl-C.
 
     `host` and `port` default to the settings, `password` to the environment
     variable ESL_PASSWORD. The rows of a table, or with `json_lines` one JSON
     object per event that has all headers under their own names.
 
-    Raises ToolkitError if there is no password, no connection, or if the
-    connection is lost.
+    Raises ToolkitError if `port` is none, if there is no password, no
+    connection, or if the connection is lost.
     """
-    host, port = host or settings.watch_host, port or settings.watch_port
+    host, number = host or settings.watch_host, parse_port(port, "--port") if port else settings.watch_port
     password = password or os.environ.get("ESL_PASSWORD", "")
     if not password:
-        raise ToolkitError(f"no password for the event socket at {host}:{port}: pass --password or set ESL_PASSWORD")
+        raise ToolkitError(f"no password for the event socket at {host}:{number}: pass --password or set ESL_PASSWORD")
     try:
-        asyncio.run(_watch(Subscriber(host, port, password, [settings.esl_event]), json_lines))
+        asyncio.run(_watch(Subscriber(host, number, password, [settings.esl_event]), json_lines))
     except KeyboardInterrupt:
         pass
     except BrokenPipeError:
         # The reader (`| head`, say) has enough. Python flushes stdout once
         # more on its way out and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parse_port(text: str, name: str) -> int:
+    """Return the port that the option or variable `name` gives as `text`; ToolkitError if it is none."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+        raise ToolkitError(f"{name}='{text}' is not a port: give a number from 1 to 65535")
+    return int(text)
 
 
 async def _watch(subscriber: Subscriber, json_lines: bool) -> None:

@@ -25,7 +25,6 @@ from rich import get_console
 from rich.console import Console
 
 from scripts import base, cache, engine, patchset, provenance, sbom, sources, template, terminal
-from scripts.clean import LABEL
 from scripts.errors import ToolkitError
 from scripts.scenario import render
 from scripts.settings import ROOT, Settings
@@ -97,6 +96,7 @@ def build(settings: Settings, console: Console | None = None) -> Images:
     """
     console = console or get_console()
     start = time.monotonic()
+    engine.check_command()
     with engine.connect():
         pass  # Without an engine nothing below is worth its time.
     sources.clone(settings, console)
@@ -216,8 +216,7 @@ def check_size(settings: Settings, console: Console) -> None:
     Raises ToolkitError with both sizes if it is too large.
     """
     tag, chosen = f"{settings.image}:patched", settings.module_set
-    with engine.connect() as client:
-        added = (client.images.get(tag).attrs["Size"] - client.images.get(settings.base_image).attrs["Size"]) / 1e6
+    added = (_size(tag) - _size(settings.base_image)) / 1e6
     if chosen.size is None:
         console.print(f"{tag}: {added:.0f} MB more than {settings.base_image}")
         return
@@ -230,6 +229,16 @@ def check_size(settings: Settings, console: Console) -> None:
             f"stated for the module set {chosen.name}: find what it is, or state it (module_sets.{chosen.name}.size), "
             "or allow it with --set build.growth=..."
         )
+
+
+def _size(tag: str) -> int:
+    """Return the bytes of all files in the image: what the engine calls its size depends on how it stores images."""
+    status, output = engine.run(
+        tag, ["du", "--summarize", "--apparent-size", "--bytes", "--one-file-system", "/"], "root"
+    )
+    if status:
+        raise ToolkitError(f"image {tag}: du failed: {output.strip()}")
+    return int(output.split()[0])
 
 
 def _write_sbom(settings: Settings, context: Path) -> None:
@@ -274,7 +283,7 @@ def make(settings: Settings, context: Path, target: Target, log: Path, console: 
     if made_from == inputs:
         console.print(f"{target.tag}: up to date")
     elif not cache.fetch(settings, target.tag, inputs, console):
-        docker_build(settings, context, target, {LABEL: "true", INPUTS: inputs, **target.labels}, log, console)
+        docker_build(settings, context, target, {**engine.IMAGE_LABEL, INPUTS: inputs, **target.labels}, log, console)
 
 
 def _write(path: Path, text: str) -> None:
@@ -360,11 +369,12 @@ def docker_build(
                 encoding="utf-8", errors="replace",
             )  # fmt: skip
             assert process.stdout
-            last, step = "", None
+            last, failure, step = "", "", None
             try:
                 for line in process.stdout:
                     output.write(line)
                     last = line.strip() or last
+                    failure = line.strip() if line.startswith("ERROR: ") else failure
                     if step and not CACHED.match(line):
                         shown.say(step[0][:100].rstrip())
                     step = STEP.match(line)
@@ -374,5 +384,7 @@ def docker_build(
             finally:
                 process.wait()
     if process.returncode:
-        raise ToolkitError(f"docker build of {tag} failed: {last}; the whole output is in {sources.short(log)}")
+        raise ToolkitError(
+            f"docker build of {tag} failed: {failure or last}; the whole output is in {sources.short(log)}"
+        )
     console.print(f"{tag}: {time.monotonic() - start:.0f} s")

@@ -32,6 +32,8 @@ from scripts.sources import COMMITTER_EMAIL, COMMITTER_NAME, Tree, listing, loca
 
 NAME = re.compile(r"\d{4}-.+\.patch")
 FAILED_HUNK = re.compile(r"patch failed: (?P<file>.+):(?P<line>\d+)")
+# How git says that a tree is not what a patch was made for; other failures are none of the patch's.
+DOES_NOT_APPLY = re.compile(r"patch failed|does not apply|(does not exist|already exists) in|does not match index")
 CORRUPT_LINE = re.compile(r"(?:at line |:)(?P<line>\d+)$")
 # Any bytes of an upstream file survive a round trip through str.
 BYTES = "surrogateescape"
@@ -203,10 +205,11 @@ def files(settings: Settings, upstream: str) -> list[Path]:
     Raises ToolkitError on a file or directory that is not named as it should be.
     """
     known = {name for item in settings.sources for name in (item.name, *dict(item.carried))}
-    if settings.patches.is_dir():
-        for directory in settings.patches.iterdir():
-            if directory.is_dir() and directory.name not in known:
-                raise ToolkitError(f"{short(directory)}: there is no source of that name, use {listing(sorted(known))}")
+    if not settings.patches.is_dir():
+        raise ToolkitError(f"{short(settings.patches)} is not a directory: correct the setting 'patches.directory'")
+    for directory in settings.patches.iterdir():
+        if directory.is_dir() and directory.name not in known:
+            raise ToolkitError(f"{short(directory)}: there is no source of that name, use {listing(sorted(known))}")
     found = sorted((settings.patches / upstream).glob("*.patch"))
     for path in found:
         if not NAME.fullmatch(path.name):
@@ -287,6 +290,8 @@ def check_source(settings: Settings, source: Source) -> Outcome:
             try:
                 local(source.path, "apply", "--cached", "--whitespace=nowarn", str(mail), index=index)
             except ToolkitError as error:
+                if not DOES_NOT_APPLY.search(str(error)):
+                    raise
                 before = " with the patches before it" if number else ""
                 raise ToolkitError(
                     f"{short(patch.path)}: {culprit(patch, str(error))} {source.name} {version(source)}{before}: "

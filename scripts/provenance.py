@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from scripts import patchset, sources
+from scripts import engine, patchset, sources
 from scripts.clean import LABEL
 from scripts.errors import ToolkitError
 from scripts.settings import ROOT, Settings
@@ -54,11 +54,22 @@ def labels(settings: Settings, patched: bool) -> dict[str, str]:
         f"{OCI}.created": datetime.fromtimestamp(epoch(settings), UTC).isoformat().replace("+00:00", "Z"),
         f"{OCI}.licenses": LICENSES,
         f"{OCI}.base.name": settings.base_image,
+        f"{OCI}.base.digest": _base_digest(settings.base_image),
         f"{OCI}.source": settings.source_url or _origin(),
         # It changes with every commit, and only the patched image is published.
         REVISION: _revision() if patched else "",
     }
     return {name: value for name, value in every.items() if value}
+
+
+def _base_digest(name: str) -> str:
+    """Return the digest of the base image in its registry; "" if it was not pulled from one, or is not here."""
+    try:
+        with engine.connect() as client:
+            known = client.images.get(name).attrs["RepoDigests"] if client.images.list(name=name) else []
+    except ToolkitError:
+        return ""
+    return next((digest.partition("@")[2] for digest in known or ()), "")
 
 
 def _origin() -> str:

@@ -50,17 +50,24 @@ class Pushed:
     image: str
 
 
-def run(settings: Settings, target: str = "", tags: str = "", stages: bool = False) -> None:
+def run(settings: Settings, target: str = "", tags: str = "", stages: bool = False, check_only: bool = False) -> None:
     """Push the verified image or, with `stages`, the stages of the build; `tags` has commas between.
 
-    Raises ToolkitError if that is not possible, or if both are asked for.
+    With `check_only`, only look whether there is a version to push and where
+    to. Raises ToolkitError if that is not possible, or if several are asked for.
     """
+    if stages and check_only:
+        raise ToolkitError("--cache and --check exclude each other: --check is about the version")
     if stages and (target or tags):
         raise ToolkitError("--cache pushes to build.cache, under tags of its own: leave out --registry and --tags")
+    chosen = [tag for tag in tags.split(",") if tag]
     if stages:
         cache.push(settings)
+    elif check_only:
+        place, version = _destination(settings, target, chosen, ROOT)
+        get_console().print(f"to be pushed to {place} as {', '.join(version)}", soft_wrap=True)
     else:
-        push(settings, target, [tag for tag in tags.split(",") if tag])
+        push(settings, target, chosen)
 
 
 def push(
@@ -74,14 +81,8 @@ def push(
     version is in the registry already and is another image.
     """
     console = console or get_console()
-    target = repository(target, "--registry") or settings.push_repository
-    if not target:
-        raise ToolkitError("no repository to push to: give --registry HOST/NAME, or set push.repository")
     record = verified(settings)
-    chosen = list(tags) or version_tags(root)
-    for tag in chosen:
-        if not TAG.fullmatch(tag):
-            raise ToolkitError(f"--tags: '{tag}' is not a tag (letters, digits, '_', '.' and '-', 128 at most)")
+    target, chosen = _destination(settings, target, tags, root)
     with engine.connect(registry.TIMEOUT) as client:
         image = _image(client, settings, record)
         if not tags:
@@ -106,6 +107,18 @@ def push(
     _write(settings, pushed, statement)
     console.print(f"pushed {target}@{pushed.digest}; records in {short(settings.report_directory)}", soft_wrap=True)
     return pushed
+
+
+def _destination(settings: Settings, target: str, tags: Sequence[str], root: Path) -> tuple[str, list[str]]:
+    """Return the repository to push to and the tags: `target` and `tags`, or those of the settings and the version."""
+    target = repository(target, "--registry") or settings.push_repository
+    if not target:
+        raise ToolkitError("no repository to push to: give --registry HOST/NAME, or set push.repository")
+    chosen = list(tags) or version_tags(root)
+    for tag in chosen:
+        if not TAG.fullmatch(tag):
+            raise ToolkitError(f"--tags: '{tag}' is not a tag (letters, digits, '_', '.' and '-', 128 at most)")
+    return target, chosen
 
 
 def verified(settings: Settings) -> Mapping[str, Any]:

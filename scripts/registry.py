@@ -7,7 +7,6 @@ proxies, certificates, and no TLS for registries on the loopback interface.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 
 from docker import DockerClient
@@ -58,6 +57,8 @@ def login(repository: str, console: Console | None = None) -> None:
     result = _docker("login", "--username", user, "--password-stdin", registry, password=password)
     if result.returncode:
         told = " ".join(result.stderr.replace(password, "***").split())
+        if not _is_denied(told):
+            raise ToolkitError(f"cannot log in to {registry} ({told}): check the network and the name of the registry")
         raise ToolkitError(f"{registry} refuses the login of {user} ({told}): check {USER} and {PASSWORD}")
     console.print(f"logged in to {registry} as {user}", highlight=False, soft_wrap=True)
 
@@ -127,6 +128,5 @@ def _is_denied(why: str) -> bool:
 
 
 def _docker(*arguments: str, password: str = "") -> subprocess.CompletedProcess[str]:
-    if shutil.which("docker") is None:
-        raise ToolkitError("there is no docker command: install Docker (`apt-get install docker.io`)")
+    engine.check_command()
     return subprocess.run(["docker", *arguments], input=password, capture_output=True, text=True, check=False)

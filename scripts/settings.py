@@ -35,8 +35,35 @@ REPOSITORY = re.compile(
 PATCH = re.compile(r"[a-z0-9-]+/\d{4}")
 MODULE = re.compile(r"[a-z_]+/mod_[a-z0-9_]+")
 PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+ANY = re.compile(r"\S+")
 URL = re.compile(r"(?:https?://\S+)?")
 OPTION = re.compile(r"--[a-z][A-Za-z0-9=/,._-]*")
+# What Invoke itself reads from the environment: INVOKE_RUN_ECHO, say.
+INVOKE = ("debug", "run", "runtime", "sudo", "tasks", "timeouts")
+
+# What has to be in invoke.yaml: groups, and the types of the settings in them.
+SOURCE = {"url": str, "tag": str, "commit": str, "exclude": list}
+FORM: Mapping[str, Any] = {
+    "sources": {"directory": str, "sofia_sip": SOURCE, "spandsp": SOURCE, "freeswitch": SOURCE},
+    "patches": {"directory": str, "nua_event": str, "esl_event": str, "exclude": list},
+    "build": {
+        "base_image": str,
+        "base_suite": str,
+        "image": str,
+        "cache": str,
+        "source_url": str,
+        "jobs": int,
+        "module_set": str,
+        "modules": list,
+        "packages": list,
+        "growth": float,
+    },
+    "module_sets": {},
+    "verify": {"report_directory": str, "start_timeout": float, "event_timeout": float},
+    "watch": {"host": str, "port": int},
+    "push": {"repository": str},
+}
+MODULE_SET = {"size": float, "packages": list, "configure": list, "include": list, "extends": str, "modules": list}
 
 
 @dataclass(frozen=True)
@@ -121,7 +148,7 @@ def load(
     of the pins. Raises ToolkitError on an unknown setting, a value of the
     wrong form, or releases that are not supported.
     """
-    schema = yaml.safe_load(FILE.read_text())
+    schema = read()
     values = {key: _plain(config[key]) for key in schema} if config is not None else schema
     _check_keys(values, schema)
     check_environment()
@@ -174,6 +201,52 @@ def choose(settings: Settings, pair: Pair, keep: Collection[str] = ()) -> Settin
     return replace(settings, sources=tuple(sources))
 
 
+def read(file: Path = FILE) -> dict[str, Any]:
+    """Return the settings in `file`, as groups in a dictionary.
+
+    Raises ToolkitError, with the name of the file, if it cannot be read, or if
+    a setting is missing, unknown or of the wrong type.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ToolkitError(f"{file.name}: {error.strerror}: take it back (`git checkout {file.name}`)") from error
+    except UnicodeDecodeError as error:
+        raise ToolkitError(f"{file.name}: is not UTF-8 ({error.reason}): save it as that") from error
+    except yaml.YAMLError as error:
+        raise ToolkitError(f"{file.name}: is not YAML ({' '.join(str(error).split())}): correct it") from error
+    values = values if isinstance(values, dict) else {}
+    sets = values.get("module_sets")
+    form = {**FORM, "module_sets": dict.fromkeys(sets, MODULE_SET) if isinstance(sets, dict) else {}}
+    found: dict[str, Any] = _formed(values, form, file.name)
+    return found
+
+
+def _formed(values: Any, form: Any, name: str, key: str = "") -> Any:
+    """Return `values` if they have the `form`; nothing at all stands for an empty text or list."""
+    if isinstance(form, Mapping):
+        if not isinstance(values, Mapping):
+            raise ToolkitError(f"{name}: '{key}' must be a group of settings, not '{values}'")
+        for unknown in [item for item in values if item not in form]:
+            raise ToolkitError(f"{name}: there is no setting '{_joined(key, unknown)}': remove it")
+        for missing in [item for item in form if item not in values]:
+            raise ToolkitError(f"{name}: the setting '{_joined(key, missing)}' is missing: add it")
+        return {item: _formed(values[item], form[item], name, _joined(key, item)) for item in form}
+    if values is None and form in (str, list):
+        return form()
+    good = isinstance(values, (int, float) if form is float else form) and not isinstance(values, bool)
+    if not good:
+        what = {str: "text (put it in quotes)", list: "a list", int: "a whole number", float: "a number"}[form]
+        raise ToolkitError(f"{name}: the setting '{key}' must be {what}, not '{values}'")
+    if form is list and not all(isinstance(item, str) for item in values):
+        raise ToolkitError(f"{name}: the setting '{key}' must be a list of texts (put them in quotes), not {values}")
+    return values
+
+
+def _joined(key: str, item: object) -> str:
+    return f"{key}.{item}" if key else str(item)
+
+
 def _plain(value: Any) -> Any:
     """Turn Invoke's DataProxy into plain dictionaries."""
     if hasattr(value, "items"):
@@ -202,11 +275,11 @@ def _leaves(schema: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
 
 def check_environment() -> None:
     """Raise ToolkitError on a variable that Invoke would silently ignore, or fail on with a traceback."""
-    schema = yaml.safe_load(FILE.read_text())
+    schema = read()
     known = {"INVOKE_" + leaf.replace(".", "_").upper() for leaf in _leaves(schema)}
     for variable in os.environ:
         group = variable.removeprefix("INVOKE_").split("_")[0].lower()
-        if variable.startswith("INVOKE_") and group in schema and variable not in known:
+        if variable.startswith("INVOKE_") and group not in INVOKE and variable not in known:
             raise ToolkitError(f"unknown setting in environment variable {variable}: {FILE.name} lists the known ones")
     for leaf in _leaves(schema):
         variable = "INVOKE_" + leaf.replace(".", "_").upper()
@@ -264,6 +337,14 @@ def _number(value: Any, name: str, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ToolkitError(f"setting '{name}': '{value}' is not a number from {low:g} to {high:g}")
     return value
+
+
+def _inside(path: str, name: str) -> Path:
+    """Return the directory `path` for the trees; ToolkitError if it is one that has other things in it."""
+    directory = (ROOT / path).resolve()
+    if directory == ROOT or directory in ROOT.parents:
+        raise ToolkitError(f"setting '{name}': '{path}' is not a directory of its own: give one (build/sources)")
+    return directory
 
 
 def _source(key: str, values: Mapping[str, Any], directory: Path) -> Source:
@@ -328,7 +409,7 @@ def _sparse(source: Source, modules: Sequence[str], include: Sequence[str]) -> S
 def _settings(values: Mapping[str, Any]) -> Settings:
     sources, patches, build = dict(values["sources"]), values["patches"], values["build"]
     verify, watch, push = values["verify"], values["watch"], values["push"]
-    directory = ROOT / sources.pop("directory")
+    directory = _inside(sources.pop("directory"), "sources.directory")
     chosen, include = _module_set(build, values["module_sets"])
     trees = (_source(key, value, directory) for key, value in sources.items())
     return Settings(
@@ -339,7 +420,7 @@ def _settings(values: Mapping[str, Any]) -> Settings:
         ),
         nua_event=_match(NUA_EVENT, patches["nua_event"], "patches.nua_event", "a nua indication (nua_i_...)"),
         esl_event=_match(ESL_EVENT, patches["esl_event"], "patches.esl_event", "an event subclass (module::name)"),
-        base_image=build["base_image"],
+        base_image=_match(ANY, build["base_image"], "build.base_image", "the name of an image (debian:bookworm-slim)"),
         base_suite=build["base_suite"],
         image=_match(IMAGE, build["image"], "build.image", "an image name without a tag"),
         cache=repository(build["cache"], "build.cache"),

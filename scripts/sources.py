@@ -135,7 +135,9 @@ def require(source: Source) -> Tree:
     if tree is None:
         raise ToolkitError(f"{short(source.path)} is missing: run `inv clone`")
     if tree.config.get("pin") != _pin(source):
-        raise ToolkitError(f"{short(source.path)} was cloned for other settings of {source.name}: run `inv clone`")
+        raise ToolkitError(
+            f"{short(source.path)} was cloned for other settings of {source.name}: run `inv clone` with these options"
+        )
     return tree
 
 

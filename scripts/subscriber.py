@@ -29,14 +29,13 @@ def main() -> int:
     try:
         password = _password()
         port = os.environ.get("ESL_PORT") or "8021"
-        if not port.isdigit() or not 0 < int(port) < 65536:
-            raise ToolkitError(f"ESL_PORT='{port}' is not a port: give a number from 1 to 65535")
+        events.parse_port(port, "ESL_PORT")
         settings = load()
         told = ""
         while True:
             try:
                 as_json = os.environ.get("SUBSCRIBER_JSON") == "true"
-                events.watch(settings, os.environ.get("ESL_HOST", ""), int(port), password, as_json)
+                events.watch(settings, os.environ.get("ESL_HOST", ""), port, password, as_json)
                 return 0
             except (Unreachable, ConnectionLost) as error:
                 # Once, not every second.

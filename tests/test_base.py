@@ -14,7 +14,6 @@ import pytest
 from rich.console import Console
 
 from scripts import base, engine
-from scripts.clean import LABEL
 from scripts.errors import ToolkitError
 from scripts.settings import Settings
 from tests.conftest import needs_docker
@@ -71,7 +70,7 @@ def test_image_is_made_if_it_cannot_be_pulled(named: Settings, tmp_path: Path, m
     assert "cannot be pulled" in output.getvalue() and "debootstrap: Retrieving\n" in output.getvalue()
     with engine.connect() as client:
         image = client.images.get(named.base_image)
-        assert image.labels == {LABEL: "true"}
+        assert image.labels == engine.IMAGE_LABEL
         container = client.containers.create(image, command="/none")
         try:
             content = io.BytesIO(b"".join(container.export()))

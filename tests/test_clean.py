@@ -26,7 +26,7 @@ def label() -> Iterator[str]:
     with engine.connect() as client:
         for kind in (name, f"{name}-other"):
             data = empty.getvalue()
-            client.api.import_image_from_data(data, repository=kind, tag="x", changes=[f"LABEL {kind}=true"])
+            client.api.import_image_from_data(data, repository=kind, tag="x", changes=[f"LABEL {kind}=image"])
             client.containers.create(f"{kind}:x", command="/none", name=kind, labels={kind: "true"})
             client.networks.create(kind, labels={kind: "true"})
         yield name
@@ -56,6 +56,20 @@ def test_clean_removes_only_what_has_the_label(settings: Settings, label: str) -
     assert not settings.build_directory.exists()
     assert {f"removed container {label}", f"removed network {label}", f"removed image {label}:x"} < set(removed)
     assert clean.clean(settings, label=label) == []
+
+
+def test_container_that_somebody_runs_from_the_image_stays(settings: Settings, label: str) -> None:
+    with engine.connect() as client:
+        # As `docker run` makes it: with the labels of its image.
+        client.containers.create(f"{label}:x", command="/none", name=f"{label}-production")
+        try:
+            removed = clean.clean(settings, label=label)
+            assert f"kept image {label}:x: container {label}-production was made of it" in removed
+            assert kinds(label) == (1, 0, 1)
+            assert client.containers.get(f"{label}-production")
+        finally:
+            client.containers.get(f"{label}-production").remove(force=True)
+    assert f"removed image {label}:x" in clean.clean(settings, label=label)
 
 
 def test_clean_keeps_what_it_is_told_to(settings: Settings, label: str) -> None:

@@ -70,4 +70,4 @@ def test_all_is_well(settings: Settings) -> None:
     if unmet and all("disk space" in line or "base image" in line for line in unmet):
         pytest.skip(f"this machine: {unmet[0]}")
     assert passed, output
-    assert len(output) == 8
+    assert len(output) == 9

@@ -349,7 +349,7 @@ WATCH = """
 import sys
 from scripts import errors, events, settings
 try:
-    events.watch(settings.load(), "127.0.0.1", int(sys.argv[1]), "", sys.argv[2] == "json")
+    events.watch(settings.load(), "127.0.0.1", sys.argv[1], "", sys.argv[2] == "json")
 except errors.ToolkitError as error:
     sys.exit(f"error: {error}")
 """

@@ -88,6 +88,11 @@ def test_every_task_has_set(project: Path, task: str) -> None:
         (["clone", "-s", "build.jobs=many"], "error: --set build.jobs=many: 'many' is not a whole number"),
         (["patch", "--check", "--revert"], "error: --check and --revert exclude each other"),
         (["patch", "--check"], "error: build/sources/sofia-sip is missing: run `inv clone`"),
+        (["watch", "--port", "x", "--password", "y"], "error: --port='x' is not a port: give a number from 1 to 65535"),
+        (["watch", "--port", "99999", "--password", "y"], "error: --port='99999' is not a port: give a number"),
+        (["test", "--args", "-k 'a"], 'error: --args "-k \'a": no closing quotation: close the quotation'),
+        (["push", "--cache", "--check"], "error: --cache and --check exclude each other"),
+        (["base", "--set", "build.base_image="], "error: setting 'build.base_image': '' is not the name of an image"),
         (["patch", "--chek"], "No idea what '--chek' is!"),
         (["ptach"], "No idea what 'ptach' is!"),
     ],
@@ -98,6 +103,15 @@ def test_mistakes_get_one_line(project: Path, arguments: list[str], message: str
     assert result.stderr.startswith(message)
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
+
+
+def test_slip_in_invoke_yaml_gets_one_line(project: Path) -> None:
+    made(project)
+    file = project / "invoke.yaml"
+    file.write_text(file.read_text() + "foo: [\n")
+    result = run(project, "clone")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: invoke.yaml: is not YAML (") and len(result.stderr.splitlines()) == 1
 
 
 def test_quiet_run_prints_errors_only(project: Path) -> None:
@@ -119,6 +133,7 @@ def test_setting_from_the_environment(project: Path) -> None:
     ("variable", "value", "message"),
     [
         ("INVOKE_BUILD_JOB", "3", "error: unknown setting in environment variable INVOKE_BUILD_JOB: invoke.yaml"),
+        ("INVOKE_BIULD_JOBS", "3", "error: unknown setting in environment variable INVOKE_BIULD_JOBS: invoke.yaml"),
         ("INVOKE_BUILD_JOBS", "abc", "error: environment variable INVOKE_BUILD_JOBS: 'abc' is not a whole number"),
         ("INVOKE_BUILD_MODULES", "x", "error: environment variable INVOKE_BUILD_MODULES: a list is set with --set"),
     ],

@@ -319,3 +319,22 @@ def test_excluded(series: Settings) -> None:
 def test_excluded_unknown(series: Settings, excluded: str) -> None:
     with pytest.raises(ToolkitError, match=f"there is no patch {excluded}"):
         patchset.check(dataclasses.replace(series, excluded_patches=(excluded,)))
+
+
+def test_directory_that_is_not_there(series: Settings) -> None:
+    astray = dataclasses.replace(series, patches=series.patches / "nowhere")
+    with pytest.raises(ToolkitError, match=r"nowhere is not a directory: correct the setting 'patches\.directory'"):
+        patchset.run(astray, check_only=True)
+
+
+def test_failure_that_is_none_of_the_patch(series: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *arguments: str, **options: object) -> str:
+        if arguments[0] == "apply" and "--cached" in arguments:
+            raise ToolkitError("one: git apply failed: unable to write file: No space left on device")
+        return local(path, *arguments, **options)  # type: ignore[arg-type]
+
+    local = patchset.local
+    monkeypatch.setattr(patchset, "local", full)
+    with pytest.raises(ToolkitError) as error:
+        patchset.run(series, check_only=True)
+    assert "No space left" in str(error.value) and "make the patch anew" not in str(error.value)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from scripts import settings as settings_module
 from scripts.errors import ToolkitError
 from scripts.releases import COMMIT
 from scripts.settings import ROOT, load
@@ -101,3 +103,54 @@ def test_what_is_excluded_is_so_in_chosen_modules() -> None:
     exclude = load(overrides=["build.module_set=full"]).source("freeswitch").exclude
     assert exclude.index("!/src/mod/applications/mod_fsv/**") < exclude.index("*.yuv")
     assert exclude.index("/libs/libyuv/") < exclude.index("!/libs/libyuv/")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("  jobs: 0\n", "", "the setting 'build.jobs' is missing: add it"),
+        (
+            "tag: v1.13.17",
+            "tag: 1.10",
+            "the setting 'sources.sofia_sip.tag' must be text (put it in quotes), not '1.1'",
+        ),
+        ("growth: 10", "growth: much", "the setting 'build.growth' must be a number, not 'much'"),
+        ("watch:\n", "watch: 1\nfoo:\n", "there is no setting 'foo': remove it"),
+        ("    size: 36\n", "", "the setting 'module_sets.core.size' is missing: add it"),
+        ("sources:\n", "sources: [\n", "is not YAML (while parsing"),
+        ("packages: []", "packages: [1]", "the setting 'build.packages' must be a list of texts (put them in quotes)"),
+    ],
+)
+def test_slip_in_the_file_is_one_line(tmp_path: Path, old: str, new: str, line: str) -> None:
+    file = tmp_path / "invoke.yaml"
+    text = settings_module.FILE.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    with pytest.raises(ToolkitError) as error:
+        settings_module.read(file)
+    assert str(error.value).startswith(f"invoke.yaml: {line}") and "\n" not in str(error.value)
+
+
+def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+    file = tmp_path / "invoke.yaml"
+    with pytest.raises(ToolkitError, match=r"invoke\.yaml: No such file"):
+        settings_module.read(file)
+    file.write_bytes(b"\xff")
+    with pytest.raises(ToolkitError, match=r"invoke\.yaml: is not UTF-8"):
+        settings_module.read(file)
+    file.write_text("")
+    with pytest.raises(ToolkitError, match=r"invoke\.yaml: the setting 'sources' is missing"):
+        settings_module.read(file)
+
+
+def test_nothing_stands_for_an_empty_text_or_list(tmp_path: Path) -> None:
+    file = tmp_path / "invoke.yaml"
+    file.write_text(settings_module.FILE.read_text().replace("exclude: []", "exclude:").replace('tag: ""', "tag:"))
+    found = settings_module.read(file)
+    assert found["patches"]["exclude"] == [] and found["sources"]["spandsp"]["tag"] == ""
+
+
+@pytest.mark.parametrize("directory", ["", "/", ".", ".."])
+def test_trees_have_a_directory_of_their_own(directory: str) -> None:
+    with pytest.raises(ToolkitError, match=r"setting 'sources\.directory': '.*' is not a directory of its own"):
+        load(overrides=[f"sources.directory={directory}"])

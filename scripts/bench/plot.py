@@ -104,7 +104,8 @@ def _finish(
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
-    axes.legend()
+    # Beside the curves: over them it hides what it is about.
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     files = []
     for form in FORMATS:
