@@ -333,7 +333,7 @@ def test_failure_that_is_none_of_the_patch(series: Settings, monkeypatch: pytest
             raise ToolkitError("one: git apply failed: unable to write file: No space left on device")
         return local(path, *arguments, **options)  # type: ignore[arg-type]
 
-    local = patchset.local
+    local = sources.local
     monkeypatch.setattr(patchset, "local", full)
     with pytest.raises(ToolkitError) as error:
         patchset.run(series, check_only=True)
