@@ -259,9 +259,11 @@ give_warnings() {
 		*) warn "$name is not one of the variables of this image" ;;
 		esac
 	done
-	set -- /etc/freeswitch/directory/*.xml
+	set -- "$etc"/directory/*.xml
 	[ -n "$DIRECTORY_URL" ] || [ -e "$1" ] ||
 		warn "there are no users: mount them to /etc/freeswitch/directory, or set DIRECTORY_URL"
+	[ -z "$TLS_CLIENT_CA_FILE" ] || ! listens wss ||
+		warn "TLS_CLIENT_CA_FILE='$TLS_CLIENT_CA_FILE' does not hold for WSS: its clients need no certificate"
 	if listens tls || listens wss; then
 		openssl x509 -in "$TLS_CERT_FILE" -noout -checkend 0 >/dev/null ||
 			warn "the certificate in TLS_CERT_FILE='$TLS_CERT_FILE' has expired: renew it"
@@ -301,16 +303,91 @@ check_ports() {
 	fi
 }
 
+family() {
+	case $1 in
+	*:*) echo IPv6 ;;
+	*) echo IPv4 ;;
+	esac
+}
+
+# Print the first address of this machine that is none of loopback, IPv4 if there is one
+own_address() {
+	hostname -I | tr ' ' '\n' | awk 'NF && !/:/ { print; found = 1; exit } NF && !other { other = $0 } END { if (!found) print other }'
+}
+
+# What `auto` and an empty domain stand for where there is no IPv4, or no name
+choose_addresses() {
+	address=$(own_address)
+	case $address in
+	*:*)
+		[ "$SIP_LISTEN_IP" != auto ] || SIP_LISTEN_IP=$address
+		[ "$ESL_LISTEN_IP" != 127.0.0.1 ] || ESL_LISTEN_IP=::1
+		;;
+	esac
+	if [ -z "$SIP_DOMAIN" ]; then
+		SIP_DOMAIN=$address
+		[ "$SIP_LISTEN_IP" = auto ] || SIP_DOMAIN=$SIP_LISTEN_IP
+		case $SIP_DOMAIN in
+		"") fail "SIP_DOMAIN is empty, and this container has no address to take in its place: give a domain" ;;
+		*:*) SIP_DOMAIN="[$SIP_DOMAIN]" ;;
+		esac
+	fi
+}
+
 # Addresses that have to be this machine's
 check_local() {
-	own=" 127.0.0.1 ::1 0.0.0.0 :: $(hostname -I)"
+	own=" $(hostname -I)"
+	# FreeSWITCH takes none of a kind that only loopback has.
+	case $own in
+	*.*:* | *:*.*) own="$own 127.0.0.1 0.0.0.0 ::1 :: " ;;
+	*:*) own="$own ::1 :: " ;;
+	*) own="$own 127.0.0.1 0.0.0.0 " ;;
+	esac
+	sip=$SIP_LISTEN_IP
+	[ "$sip" != auto ] || sip=$(own_address)
+	[ -z "$SIP_EXTERNAL_IP" ] || [ "$(family "$SIP_EXTERNAL_IP")" = "$(family "$sip")" ] ||
+		fail "SIP_EXTERNAL_IP='$SIP_EXTERNAL_IP' is $(family "$SIP_EXTERNAL_IP"), and SIP listens on $sip: give one of the same kind"
 	for item in "SIP_LISTEN_IP:$SIP_LISTEN_IP" "ESL_LISTEN_IP:$ESL_LISTEN_IP"; do
 		address=${item#*:}
-		case $address in auto | 127.*) continue ;; esac
+		case $address in
+		auto) continue ;;
+		127.*) address=127.0.0.1 ;;
+		esac
 		case $own in
 		*" $address "*) ;;
-		*) fail "${item%%:*}='$address' is not an address of this machine: give one of $(hostname -I)" ;;
+		*) fail "${item%%:*}='${item#*:}' is not an address that can be listened on here: give one of $own" ;;
 		esac
+	done
+}
+
+# Print IPv4 address $1 as /proc/net/tcp has it; nothing of another one
+in_hexadecimal() {
+	case $1 in
+	*:* | auto) ;;
+	*) echo "$1" | awk -F . '{ printf "%02X%02X%02X%02X", $4, $3, $2, $1 }' ;;
+	esac
+}
+
+# Ports that somebody else listens on: FreeSWITCH would go on without them
+check_free() {
+	sip=$SIP_LISTEN_IP
+	[ "$sip" != auto ] || sip=$(own_address)
+	for item in "udp:udp:SIP_PORT:$SIP_PORT:$sip" "tcp:tcp:SIP_PORT:$SIP_PORT:$sip" "tls:tcp:SIP_TLS_PORT:$SIP_TLS_PORT:$sip" \
+		"ws:tcp:SIP_WS_PORT:$SIP_WS_PORT:$sip" "wss:tcp:SIP_WSS_PORT:$SIP_WSS_PORT:$sip" \
+		":tcp:ESL_PORT:$ESL_PORT:$ESL_LISTEN_IP"; do
+		transport=${item%%:*} item=${item#*:}
+		protocol=${item%%:*} item=${item#*:}
+		name=${item%%:*} item=${item#*:}
+		port=${item%%:*} address=${item#*:}
+		[ -z "$transport" ] || listens "$transport" || continue
+		# Local address and state: 0A is listening, 07 is what UDP has in its place.
+		taken=$(cat "/proc/net/$protocol" "/proc/net/${protocol}6" 2>/dev/null |
+			awk -v port="$(printf %04X "$port")" -v own="$(in_hexadecimal "$address")" '
+				$4 == "0A" || $4 == "07" {
+					split($2, place, ":")
+					if (place[2] == port && (place[1] == own || place[1] ~ /^0+$/)) { print "yes"; exit }
+				}')
+		[ -z "$taken" ] || fail "$name='$port': another program listens on that port already: stop it, or give another port"
 	done
 }
 
@@ -358,6 +435,10 @@ check_configurations() {
 # <include> and whatever else is on it, and where the document ends too early it
 # does without the rest; of other faults it tells the line in the document.
 check_files() {
+	for directory in "$etc/directory" "$etc/dialplan" "$configuration"; do
+		[ ! -e "$directory" ] || { [ -r "$directory" ] && [ -x "$directory" ]; } ||
+			fail "$directory is not readable for user $(id -u): mend its owner or mode"
+	done
 	set -- "$etc"/directory/*.xml "$etc"/dialplan/*.xml "$configuration"/*.xml
 	for file; do
 		[ ! -e "$file" ] || [ -r "$file" ] || fail "$file is not readable for user $(id -u): mend its owner or mode"
@@ -449,8 +530,25 @@ write_certificates() {
 		for file in agent.pem wss.pem; do
 			{ cat -- "$TLS_CERT_FILE" && echo && cat -- "$TLS_KEY_FILE"; } > "$run/tls/$file"
 		done
-		cat -- "${TLS_CLIENT_CA_FILE:-/etc/ssl/certs/ca-certificates.crt}" > "$run/tls/cafile.pem"
+		{
+			cat -- "${TLS_CLIENT_CA_FILE:-/etc/ssl/certs/ca-certificates.crt}"
+			write_chain
+		} > "$run/tls/cafile.pem"
 	fi
+}
+
+# Print the intermediate certificates of TLS_CERT_FILE. The stack sends its own
+# certificate only; what issued that, OpenSSL adds if it finds it among the
+# authorities. One that has issued itself would be an authority there.
+write_chain() {
+	rm -f "$run"/tls/chain.*
+	awk -v name="$run/tls/chain" '/-----BEGIN CERTIFICATE-----/ { n++ } n > 1 { print > (name "." n) }' "$TLS_CERT_FILE"
+	for file in "$run"/tls/chain.*; do
+		[ -e "$file" ] || continue
+		[ "$(openssl x509 -in "$file" -noout -subject_hash)" = "$(openssl x509 -in "$file" -noout -issuer_hash)" ] ||
+			openssl x509 -in "$file"
+		rm -f "$file"
+	done
 }
 
 write_modules() {
@@ -473,7 +571,6 @@ write_client() {
 }
 
 derive() {
-	: "${SIP_DOMAIN:=$(hostname -i | cut -d' ' -f1)}"
 	if [ -z "$ESL_PASSWORD" ]; then
 		ESL_PASSWORD=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 	fi
@@ -509,12 +606,15 @@ derive() {
 	fi
 	! listens ws || SIP_WS_BINDING=:$SIP_WS_PORT
 	! listens wss || SIP_WSS_BINDING=:$SIP_WSS_PORT
+	# What is not logged by the core, nothing else can log.
+	CORE_LOG_LEVEL=info
+	[ "${LOG_LEVEL:?}" != debug ] || CORE_LOG_LEVEL=debug
 	LOG_LEVELS=debug,info,notice,warning,err,crit,alert
-	LOG_LEVELS=${LOG_LEVEL:?}${LOG_LEVELS#*"$LOG_LEVEL"}
+	LOG_LEVELS=$LOG_LEVEL${LOG_LEVELS#*"$LOG_LEVEL"}
 	DIRECTORY_CREDENTIALS=
 	[ -z "$DIRECTORY_USER" ] || DIRECTORY_CREDENTIALS=$DIRECTORY_USER:$DIRECTORY_PASSWORD
 	export SIP_DOMAIN SIP_NAT SIP_BIND SIP_TLS SIP_TLS_ONLY SIP_TLS_VERIFY SIP_WS_BINDING SIP_WSS_BINDING
-	export ESL_PASSWORD ESL_ACL DIRECTORY_CREDENTIALS LOG_LEVELS
+	export ESL_PASSWORD ESL_ACL DIRECTORY_CREDENTIALS LOG_LEVELS CORE_LOG_LEVEL
 }
 
 # Each connection is an open file. FreeSWITCH asks for 999999 of them, which fails
@@ -531,19 +631,39 @@ raise_limit() {
 		warn "no more than $most files may be open, so there can't be more connections than that: raise it (docker run --ulimit nofile=65536)"
 }
 
-# SIGTERM to this shell: take no more calls, wait for those there are, then stop.
+# Sleep, or until a signal comes
+pause() {
+	sleep "$1" &
+	wait $! || true
+}
+
+running() {
+	kill -0 "$freeswitch" 2>/dev/null
+}
+
+# Take no more calls, and wait for those there are
 drain() {
-	trap 'signalled=yes && kill -TERM "$freeswitch"' TERM INT
-	signalled=yes
 	echo "freeswitch-entrypoint: taking no more calls, waiting up to $DRAIN_SECONDS s for those there are" >&2
 	if fs_cli -x 'fsctl pause inbound' >/dev/null && fs_cli -x 'bgapi fsctl shutdown elegant' >/dev/null; then
 		left=$DRAIN_SECONDS
-		while [ "$left" -gt 0 ] && kill -0 "$freeswitch" 2>/dev/null; do
-			sleep 1 &
-			wait $! || true
+		while [ "$left" -gt 0 ] && [ -n "$patient" ] && running; do
+			pause 1
 			left=$((left - 1))
 		done
 	fi
+}
+
+# SIGTERM to this shell. A second one ends the waiting.
+stop() {
+	signalled=yes patient=yes
+	trap 'patient=' TERM INT
+	# FreeSWITCH forgets a signal that comes while it starts.
+	left=30
+	until [ "$left" -eq 0 ] || ! running || fs_cli -T 1000 -t 2000 -x status 2>/dev/null | grep -q 'is ready'; do
+		pause 1
+		left=$((left - 1))
+	done
+	[ "$DRAIN_SECONDS" -eq 0 ] || [ -z "$patient" ] || ! running || drain
 	kill -TERM "$freeswitch" 2>/dev/null || true
 }
 
@@ -552,6 +672,7 @@ case ${1:-} in
 *) exec "$@" ;;
 esac
 
+trap 'exit 143' TERM INT
 load_variables
 listens udp || listens tcp || listens tls ||
 	fail "SIP_TRANSPORTS='$SIP_TRANSPORTS' must have one of udp, tcp and tls in it: add one"
@@ -562,16 +683,18 @@ check_configurations
 check_files
 if listens tls || listens wss; then
 	check_certificates
-elif [ -n "$TLS_CLIENT_CA_FILE" ]; then
-	fail "TLS_CLIENT_CA_FILE='$TLS_CLIENT_CA_FILE' is for TLS: add tls to SIP_TRANSPORTS"
 fi
+[ -z "$TLS_CLIENT_CA_FILE" ] || listens tls ||
+	fail "TLS_CLIENT_CA_FILE='$TLS_CLIENT_CA_FILE' is for TLS: add tls to SIP_TRANSPORTS"
 check_directories
 give_warnings
 if [ "${1:-}" = check ]; then
 	echo "freeswitch-entrypoint: the settings are in order"
 	exit
 fi
+choose_addresses
 check_local
+check_free
 
 derive
 umask 077
@@ -586,12 +709,11 @@ raise_limit
 set -- freeswitch -nonat -nf -nc -conf /etc/freeswitch -log /var/log/freeswitch -db "$lib/db" \
 	-run "$run" -certs "$run/tls" -recordings "$lib/recordings" -storage "$lib/storage" -cache "$lib/cache" \
 	-scripts /etc/freeswitch/scripts -temp /tmp "$@"
-[ "$DRAIN_SECONDS" -gt 0 ] || exec "$@"
-
 "$@" &
 freeswitch=$!
 signalled=yes
-trap drain TERM INT
+trap stop TERM INT
+trap 'signalled=yes; kill -HUP "$freeswitch"' HUP
 # A signal ends the wait, too.
 while [ -n "$signalled" ]; do
 	signalled='' status=0

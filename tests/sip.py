@@ -233,6 +233,14 @@ class Client:
         assert reply.status == 200, reply
         self.send(self._call_request("ACK", user, domain, uri, call_id, 2, reply.header("to")))
 
+    def message(self, user: str, password: str, domain: str, number: str) -> int:
+        """Send a MESSAGE to `number` and return the status of the final response."""
+        call_id, uri = uuid.uuid4().hex, f"sip:{number}@{domain}"
+        self.send(self._call_request("MESSAGE", user, domain, uri, call_id, 1, ""))
+        authorization = digest(self._final().header("proxy-authenticate"), user, password, "MESSAGE", uri)
+        self.send(self._call_request("MESSAGE", user, domain, uri, call_id, 2, "", authorization))
+        return self._final().status
+
     def ask(self, method: str, user: str, domain: str, number: str) -> Reply:
         """Return the final response to a request without credentials."""
         call_id, uri = uuid.uuid4().hex, f"sip:{number}@{domain}"
@@ -259,7 +267,8 @@ class Client:
                 "m=audio 40000 RTP/AVP 8", "a=rtpmap:8 PCMA/8000", "",
             ]
         )  # fmt: skip
-        body = body if method == "INVITE" else ""
+        kind = {"INVITE": "application/sdp", "MESSAGE": "text/plain"}.get(method, "")
+        body = {"INVITE": body, "MESSAGE": "hello"}.get(method, "")
         lines = [
             f"{method} {uri} SIP/2.0",
             f"Via: SIP/2.0/{self.transport.upper()} {where};branch=z9hG4bK{call_id}{number};rport",
@@ -270,7 +279,7 @@ class Client:
             f"CSeq: {number} {method}",
             f"Contact: <sip:{user}@{where};transport={self.transport}>",
             *([f"Proxy-Authorization: {authorization}"] if authorization else []),
-            *(["Content-Type: application/sdp"] if body else []),
+            *([f"Content-Type: {kind}"] if kind else []),
             f"Content-Length: {len(body)}",
         ]
         return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()

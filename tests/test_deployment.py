@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 
 import pytest
 import trustme
+from docker.errors import NotFound
 from docker.models.containers import Container
 from docker.types import IPAMConfig, IPAMPool, Ulimit
 
@@ -30,7 +31,7 @@ from scripts.errors import ToolkitError
 from scripts.events import Subscriber
 from scripts.scenario import DIRECTORY, DOMAIN, render
 from scripts.settings import Settings
-from tests.sip import Client
+from tests.sip import Client, digest
 
 ECHO = "9196"
 ESL_PORT = 8021
@@ -111,6 +112,11 @@ class Node:
 Run = Callable[..., Node]
 
 
+def _remove(container: Container) -> None:
+    with contextlib.suppress(NotFound):
+        container.remove(force=True, v=True)
+
+
 @pytest.fixture
 def run(built: Settings) -> Iterator[Run]:
     """Return a function that starts a container of the patched image.
@@ -133,7 +139,7 @@ def run(built: Settings) -> Iterator[Run]:
                 environment={"SIP_DOMAIN": DOMAIN, **environment},
                 **(options or {}),
             )
-            stack.callback(container.remove, force=True, v=True)
+            stack.callback(_remove, container)
             if users:
                 user = render("freeswitch/user", user="alice", password=password)
                 container.put_archive(DIRECTORY, engine.tar({"alice.xml": user}))
@@ -303,7 +309,22 @@ def test_wrong_setting_ends_the_container(run: Run) -> None:
 def test_address_of_another_machine(run: Run) -> None:
     node = run(SIP_LISTEN_IP="192.0.2.1")
     assert node.container.wait()["StatusCode"] == STATUS_OF_CONFIGURATION_ERROR
-    assert "SIP_LISTEN_IP='192.0.2.1' is not an address of this machine: give one of" in node.log()
+    assert "SIP_LISTEN_IP='192.0.2.1' is not an address that can be listened on here: give one of" in node.log()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"ESL_LISTEN_IP": "::", "ESL_PASSWORD": "s3cret", "ESL_ACL": "2001:db8::/32"},
+        {"ESL_LISTEN_IP": "::1"},
+        {"SIP_EXTERNAL_IP": "2001:db8::1"},
+    ],
+)
+def test_address_of_a_kind_that_is_not_there(run: Run, environment: dict[str, str]) -> None:
+    node = run(**environment)
+    assert node.container.wait(timeout=180)["StatusCode"] == STATUS_OF_CONFIGURATION_ERROR
+    name, value = next(iter(environment.items()))
+    assert f"freeswitch-entrypoint: {name}='{value}' is " in node.log()
 
 
 def test_command_in_place_of_freeswitch(run: Run) -> None:
@@ -378,6 +399,106 @@ def test_first_report_need_not_wait(run: Run, root: Path) -> None:
     template = (root / "templates/freeswitch/conf" / f"{file}.j2").read_text()
     node = run(files={file: template.replace('"debug,', '"console,debug,')}).ready()
     assert "Event Thread Started" in node.shell("cat /var/log/freeswitch/freeswitch.log")[1]
+
+
+def test_nobody_registers_for_somebody_else(run: Run) -> None:
+    bob = render("freeswitch/user", user="bob", password="other")
+    node = run(files={"directory/bob.xml": bob}).ready()
+    uri, call_id = f"sip:{DOMAIN}", "hijack"
+    client = node.client()
+    client.send(client.request("bob", DOMAIN, 3600, call_id))
+    challenge = client.receive().header("www-authenticate")
+    authorization = digest(challenge, "alice", node.password, "REGISTER", uri)
+    client.send(client.request("bob", DOMAIN, 3600, call_id, authorization=authorization))
+    assert client.receive().status == 403
+    node.client().register("bob", "other", DOMAIN)
+
+
+def test_certificate_is_sent_with_its_chain(run: Run, tmp_path: Path) -> None:
+    root = trustme.CA()
+    certificate = root.create_child_ca().issue_cert(DOMAIN)
+    chain = [*(pem.bytes().decode() for pem in certificate.cert_chain_pems), root.cert_pem.bytes().decode()]
+    key = certificate.private_key_pem.bytes().decode()
+    node = run(files={"tls/tls.crt": "".join(chain), "tls/tls.key": key}, SIP_TRANSPORTS="tcp,tls,wss").ready()
+    context = ssl.create_default_context(cadata=chain[-1])
+    for port in (5061, 7443):
+        with socket.create_connection((node.address, port), 10) as plain:
+            # It fails if the server leaves out what is between its certificate and the root.
+            context.wrap_socket(plain, server_hostname=DOMAIN).close()
+    held = node.shell("grep -c BEGIN /run/freeswitch/tls/cafile.pem; grep -c BEGIN /etc/ssl/certs/ca-certificates.crt")
+    assert int(held[1].split()[0]) == int(held[1].split()[1]) + 1, "the root must not become an authority for clients"
+
+
+@pytest.mark.parametrize("drain", ["0", "5"])
+def test_stop_in_the_middle_of_the_start(run: Run, drain: str) -> None:
+    for delay in (0.0, 0.5, 1.0, 1.6):
+        node = run(DRAIN_SECONDS=drain)
+        time.sleep(delay)
+        node.container.stop(timeout=60)
+        # 143: it was told while it looked at its settings.
+        assert node.state["ExitCode"] in (0, 143), f"{delay} s after the start: {node.state}, {node.log()}"
+
+
+def test_hangup_signal_rotates_the_log(run: Run) -> None:
+    node = run().ready()
+    node.container.kill("SIGHUP")
+    rotated = "ls /var/log/freeswitch/freeswitch.log.*"
+    node.wait(lambda: node.shell(rotated)[0] == 0, "the log is not rotated")
+    node.register().close()
+
+
+def test_recordings_have_a_volume_of_their_own(run: Run) -> None:
+    name = f"tp-error-recordings-{secrets.token_hex(4)}"
+    with engine.connect() as client:
+        client.volumes.create(name, labels={LABEL: "true"})
+        try:
+            options = {"volumes": [f"{name}:/var/lib/freeswitch/recordings"]}
+            node = run(options=options).ready()
+            assert node.shell("touch /var/lib/freeswitch/recordings/x")[0] == 0
+            _remove(node.container)
+        finally:
+            client.volumes.get(name).remove(force=True)
+
+
+def test_full_disk_is_unhealthy(run: Run) -> None:
+    node = run(options={"tmpfs": {"/var/lib/freeswitch/db": "size=4m,uid=5060,gid=5060,mode=750"}}).ready()
+    node.shell("cat /dev/zero > /var/lib/freeswitch/db/full")
+    assert node.shell("freeswitch-health.sh") == (1, "no room in /var/lib/freeswitch/db")
+    node.shell("rm /var/lib/freeswitch/db/full")
+    assert node.shell("freeswitch-health.sh")[0] == 0
+
+
+def test_port_of_another_program(run: Run) -> None:
+    node = run(SIP_TRANSPORTS="udp,tcp,ws").ready()
+    for variables, line in {
+        "SIP_TRANSPORTS=udp": "SIP_PORT='5060'",
+        "SIP_TRANSPORTS=tcp,ws SIP_PORT=5070": "SIP_WS_PORT='5066'",
+        "SIP_TRANSPORTS=udp SIP_PORT=5070": "ESL_PORT='8021'",
+    }.items():
+        code, told = node.shell(f"{variables} freeswitch-entrypoint.sh")
+        assert code == STATUS_OF_CONFIGURATION_ERROR
+        assert told.splitlines()[-1].startswith(f"freeswitch-entrypoint: {line}: another program listens on that port")
+
+
+def test_several_registrations_of_a_user(run: Run) -> None:
+    node = run(SIP_MULTIPLE_REGISTRATIONS="contact").ready()
+    clients = [node.register() for _ in range(2)]
+    assert node.cli("sofia status profile internal reg").count("Call-ID:") == 2
+    for client in clients:
+        client.close()
+
+
+def test_debugging_log(run: Run) -> None:
+    node = run(LOG_LEVEL="debug").ready()
+    assert "[DEBUG]" in node.log()
+    assert "[DEBUG]" not in run().ready().log()
+
+
+def test_message_is_no_error(run: Run) -> None:
+    node = run().ready()
+    client = node.client()
+    assert client.message("alice", node.password, DOMAIN, "alice") == 202
+    assert "[ERR]" not in node.log()
 
 
 def test_stop_is_clean(run: Run) -> None:

@@ -193,6 +193,10 @@ def test_wrong_values(checker: Checker, name: str, value: str, why: str) -> None
             "DIRECTORY_PASSWORD is given without DIRECTORY_USER: give both or none",
         ),
         (
+            {"SIP_TRANSPORTS": "udp,wss", "TLS_CLIENT_CA_FILE": f"{TLS}/ca.pem"},
+            f"TLS_CLIENT_CA_FILE='{TLS}/ca.pem' is for TLS: add tls to SIP_TRANSPORTS",
+        ),
+        (
             {"LOAD_MODULES": "mod_cdr_csv,mod_amqp"},
             "LOAD_MODULES='mod_cdr_csv,mod_amqp': mod_amqp needs a configuration: "
             "mount /etc/freeswitch/autoload_configs/amqp.conf.xml",
@@ -229,6 +233,18 @@ def test_values_that_do_not_go_together(checker: Checker, environment: dict[str,
 def test_secrets_are_refused_without_being_shown(checker: Checker, environment: dict[str, str], line: str) -> None:
     assert checker.refusal(environment) == line
     assert "hush" not in line
+
+
+def test_clients_of_wss_without_a_certificate_are_told(checker: Checker) -> None:
+    code, _, errors = checker.check({"SIP_TRANSPORTS": "tls,wss", "TLS_CLIENT_CA_FILE": f"{TLS}/ca.pem"})
+    assert code == 0
+    assert f"TLS_CLIENT_CA_FILE='{TLS}/ca.pem' does not hold for WSS: its clients need no certificate" in errors
+
+
+def test_directory_that_the_user_cannot_read(checker: Checker) -> None:
+    for mode, code in ((700, CONFIGURATION_ERROR), (755, 0)):
+        checker.container.exec_run(["chmod", str(mode), USERS], user="root")
+        assert checker.check({})[0] == code
 
 
 def test_misspelled_variable_is_told(checker: Checker) -> None:
