@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
 from rich import get_console
 from rich.console import Console
 
@@ -77,7 +78,8 @@ def release(settings: Settings, console: Console | None = None, root: Path = ROO
     else:
         title = f"freeswitch-tp-error {tag.removeprefix('v')}"
         latest = "true" if "latest" in pushed["tags"] else "false"
-        options = ("--verify-tag", "--title", title, f"--latest={latest}", "--notes-file", "-")
+        early = ("--prerelease",) if Version(tag.removeprefix("v")).is_prerelease else ()
+        options = ("--verify-tag", "--title", title, f"--latest={latest}", *early, "--notes-file", "-")
         _gh("release", "create", tag, *files, *options, text=notes)
     place = str(json.loads(_gh("release", "view", tag, "--json", "url"))["url"])
     console.print(f"{place}: {len(files)} files", soft_wrap=True)

@@ -49,6 +49,7 @@ upload.add_argument("--clobber", action="store_true")
 new = command(release, "create", "tag", "files")
 new.add_argument("--verify-tag", action="store_true")
 new.add_argument("--latest", default="true")
+new.add_argument("--prerelease", action="store_true")
 for option in ("--title", "--notes-file"):
     new.add_argument(option, required=True)
 options = parser.parse_args()
@@ -74,7 +75,9 @@ elif options.subject == "issue":
 else:
     page = data["releases"].get(options.tag)
     if options.verb == "create":
-        data["releases"][options.tag] = {{"notes": sys.stdin.read(), "latest": options.latest, "files": options.files}}
+        data["releases"][options.tag] = {{
+            "notes": sys.stdin.read(), "latest": options.latest, "early": options.prerelease, "files": options.files
+        }}
     elif page is None:
         sys.exit("release not found")
     elif options.verb == "upload":
@@ -162,13 +165,13 @@ def test_without_gh(settings: Settings, tmp_path: Path, monkeypatch: pytest.Monk
 def released(settings: Settings, tmp_path: Path) -> Callable[..., Path]:
     """Return a function that makes the record of a push, and a project of version 1.2.3."""
 
-    def make(*tags: str) -> Path:
+    def make(*tags: str, version: str = "1.2.3") -> Path:
         settings.report_directory.mkdir(parents=True, exist_ok=True)
         record = {"repository": "r.example.org/fs", "tags": tags, "digest": "sha256:12", "image": "sha256:34"}
         (settings.report_directory / "push.json").write_text(json.dumps(record))
         (settings.report_directory / "digest.txt").write_text("12  r.example.org/fs\n")
         (settings.report_directory / "logs").mkdir(exist_ok=True)
-        (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n')
+        (tmp_path / "pyproject.toml").write_text(f'[project]\nversion = "{version}"\n')
         return tmp_path
 
     return make
@@ -195,7 +198,16 @@ def test_release_page_of_an_older_version_is_not_the_latest(
     settings: Settings, gh: Callable[[], dict[str, Any]], released: Callable[..., Path]
 ) -> None:
     github.release(settings, quiet(), released("1.2.3", "1.2"))
-    assert gh()["releases"]["v1.2.3"]["latest"] == "false"
+    page = gh()["releases"]["v1.2.3"]
+    assert (page["latest"], page["early"]) == ("false", False)
+
+
+def test_release_page_of_a_pre_release_says_so(
+    settings: Settings, gh: Callable[[], dict[str, Any]], released: Callable[..., Path]
+) -> None:
+    github.release(settings, quiet(), released("1.3.0rc1", version="1.3.0rc1"))
+    page = gh()["releases"]["v1.3.0rc1"]
+    assert (page["latest"], page["early"]) == ("false", True)
 
 
 def test_release_page_of_what_was_not_pushed(
