@@ -64,6 +64,8 @@ def labels(settings: Settings, patched: bool) -> dict[str, str]:
 
 def _base_digest(name: str) -> str:
     """Return the digest of the base image in its registry; "" if it was not pulled from one, or is not here."""
+    if "@" in name:
+        return name.partition("@")[2]
     try:
         with engine.connect() as client:
             known = client.images.get(name).attrs["RepoDigests"] if client.images.list(name=name) else []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from scripts import provenance, sources
+from scripts import engine, provenance, sources
 from scripts.settings import Settings, load
 from tests.conftest import git
 
@@ -44,6 +47,20 @@ def test_labels(project: Path, cloned: Settings) -> None:
     assert re.fullmatch("[0-9a-f]{64}", labels["org.freeswitch-tp-error.series"])
     # What goes into a tag of the image must be able to be one.
     assert re.fullmatch(r"[\w.-]{1,128}", labels["org.opencontainers.image.version"])
+
+
+def test_digest_of_the_base_image(cloned: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a registry gives it; made with debootstrap, or not there, it has none."""
+    known = {"debian:pulled": ["debian@sha256:12"], "debian:made": []}
+    images = SimpleNamespace(
+        list=lambda name: [name] if name in known else [],
+        get=lambda name: SimpleNamespace(attrs={"RepoDigests": known[name]}),
+    )
+    monkeypatch.setattr(engine, "connect", lambda: contextlib.nullcontext(SimpleNamespace(images=images)))
+    digests = {"debian:pulled": "sha256:12", "debian:made": "", "debian:else": "", "a@sha256:34": "sha256:34"}
+    for name, digest in digests.items():
+        labels = provenance.labels(dataclasses.replace(cloned, base_image=name), patched=True)
+        assert labels.get("org.opencontainers.image.base.digest", "") == digest
 
 
 def test_stock_has_no_series(project: Path, cloned: Settings) -> None:

@@ -103,6 +103,19 @@ def test_commit_without_its_tag_has_no_version(project: Path) -> None:
         publish.version_tags(project)
 
 
+def test_check_looks_for_version_and_repository_only(
+    settings: Settings, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(publish, "ROOT", project)
+    publish.run(settings, "registry.example.org/voip/freeswitch", check_only=True)
+    assert capsys.readouterr().out == "to be pushed to registry.example.org/voip/freeswitch as 1.2.3, 1.2, 1, latest\n"
+    with pytest.raises(ToolkitError, match="no repository to push to"):
+        publish.run(settings, check_only=True)
+    git(project, "tag", "--delete", "v1.2.3")
+    with pytest.raises(ToolkitError, match=r"the commit has no tag, and pyproject\.toml has the version 1\.2\.3"):
+        publish.run(settings, "registry.example.org/voip/freeswitch", check_only=True)
+
+
 def test_changed_tree_has_no_version(project: Path) -> None:
     (project / "new").touch()
     with pytest.raises(ToolkitError, match=r"is not v1\.2\.3, it has changes \(new\): commit them"):
