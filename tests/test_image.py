@@ -7,7 +7,6 @@ import io
 import os
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -94,6 +93,7 @@ def test_upstream_in_the_tree_of_another_has_no_sources_of_its_own(settings: Set
     one, two = settings.sources
     sofia, freeswitch = dataclasses.replace(one, name="sofia-sip"), dataclasses.replace(two, name="freeswitch")
     settings = dataclasses.replace(settings, sources=(sofia, freeswitch), patches=settings.patches / "none")
+    settings.patches.mkdir()
     sources.clone(settings, Console(quiet=True))
     context = image.make_context(settings)
     assert {file.name for file in (context / "sources").glob("*.tar")} == {"sofia-sip.tar", "freeswitch.tar"}
@@ -101,20 +101,6 @@ def test_upstream_in_the_tree_of_another_has_no_sources_of_its_own(settings: Set
     image.make_context(dataclasses.replace(settings, sources=(carrier,)))
     assert {file.name for file in (context / "sources").glob("*.tar")} == {"freeswitch.tar"}
     assert {directory.name for directory in (context / "patches").iterdir()} == {"sofia-sip", "freeswitch"}
-
-
-class Engine:
-    """An engine with a base image of 100 MB and the patched one, with `size` bytes."""
-
-    def __init__(self, settings: Settings, size: float) -> None:
-        sizes = {settings.base_image: 100e6, f"{settings.image}:patched": size}
-        self.images = SimpleNamespace(get=lambda name: SimpleNamespace(attrs={"Size": sizes[name]}))
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -133,7 +119,14 @@ def test_image_must_not_grow_unasked(
     monkeypatch: pytest.MonkeyPatch, overrides: list[str], added: float, refused: bool
 ) -> None:
     settings = load(overrides=["module_sets.core.size=100", *overrides])
-    monkeypatch.setattr(engine, "connect", lambda: Engine(settings, (100 + added) * 1e6))
+    sizes = {settings.base_image: 100, f"{settings.image}:patched": 100 + added}
+    du = "du --summarize --apparent-size --bytes --one-file-system /"
+
+    def run(tag: str, command: list[str], user: str) -> tuple[int, str]:
+        assert (" ".join(command), user) == (du, "root")
+        return 0, f"{sizes[tag] * 1_000_000:.0f}\t/\n"
+
+    monkeypatch.setattr(engine, "run", run)
     console = Console(file=io.StringIO())
     if not refused:
         image.check_size(settings, console)
@@ -143,6 +136,15 @@ def test_image_must_not_grow_unasked(
     ) as error:
         image.check_size(settings, console)
     assert "--set build.growth=" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_size_of_an_image_is_that_of_its_files(built: Settings) -> None:
+    base, patched = image._size(built.base_image), image._size(f"{built.image}:patched")
+    assert 50e6 < base < patched < base + 100e6
+    _, listing = engine.run(
+        f"{built.image}:patched", ["find", "/usr", "-xdev", "-type", "f", "-printf", "%s\n"], "root"
+    )
+    assert 0.5 * patched < sum(map(int, listing.split())) < patched
 
 
 def test_labels_count(context: Path) -> None:
