@@ -38,7 +38,7 @@ __attribute__((constructor)) static void start(void)
 {
 	pthread_t thread;
 
-	/* Not in the shell of the entry point, which becomes FreeSWITCH */
+	/* Not in the shell of the entry point, nor in what it runs */
 	if (!strcmp(program_invocation_short_name, "freeswitch")) {
 		pthread_create(&thread, NULL, measure, NULL);
 	}

@@ -196,11 +196,11 @@ class FreeSwitch:
 
     def sockets(self) -> int:
         """Return the number of open sockets of FreeSWITCH; its handles of databases come and go."""
-        return int(self.shell("ls -l /proc/1/fd | grep -c socket:"))
+        return int(self.shell("ls -l /proc/$(pidof freeswitch)/fd | grep -c socket:"))
 
     def memory_kb(self) -> int:
         """Return the resident memory of FreeSWITCH."""
-        return int(self.shell("awk '/^VmRSS/ {print $2}' /proc/1/status"))
+        return int(self.shell("awk '/^VmRSS/ {print $2}' /proc/$(pidof freeswitch)/status"))
 
     def heap(self) -> tuple[int, int]:
         """Return the allocated bytes of FreeSWITCH, and of these SQLite's, in a lab with `heap`."""

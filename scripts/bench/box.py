@@ -13,6 +13,7 @@ from pathlib import Path
 
 import docker
 from docker.errors import NotFound
+from docker.models.containers import Container
 from docker.types import Ulimit
 
 from scripts import engine, template
@@ -201,7 +202,7 @@ class Yard:
             esl = self._wait(kind, esl_port, password)
             subclass = UNREGISTER if kind.stage == "stock" else self.settings.esl_event
             try:
-                yield Box(kind, container.attrs["State"]["Pid"], sip_port, esl_port, password, subclass, esl)
+                yield Box(kind, _process(container), sip_port, esl_port, password, subclass, esl)
             finally:
                 esl.sock.close()
         finally:
@@ -224,6 +225,14 @@ class Yard:
                     "(it is reached over loopback: this needs Docker on this very Linux)"
                 )
             time.sleep(0.2)
+
+
+def _process(container: Container) -> int:
+    """Return the process of FreeSWITCH as this machine numbers it; the container's first one is the entrypoint."""
+    for number, name in container.top(ps_args="-eo pid,comm")["Processes"]:
+        if name == "freeswitch":
+            return int(number)
+    raise ToolkitError(f"there is no process of FreeSWITCH in container {container.name}: see its log")
 
 
 @contextlib.contextmanager
