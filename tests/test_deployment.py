@@ -355,7 +355,7 @@ def test_read_only_root(run: Run, tmp_path: Path) -> None:
     caller.close()
     # It wrote to nothing but the volumes and the tmpfs.
     assert not node.container.diff()
-    node.container.stop(timeout=30)
+    node.container.stop(timeout=90)
     assert node.state["ExitCode"] == 0
 
 
@@ -434,7 +434,7 @@ def test_stop_in_the_middle_of_the_start(run: Run, drain: str) -> None:
     for delay in (0.0, 0.5, 1.0, 1.6):
         node = run(DRAIN_SECONDS=drain)
         time.sleep(delay)
-        node.container.stop(timeout=60)
+        node.container.stop(timeout=90)
         # 143: it was told while it looked at its settings.
         assert node.state["ExitCode"] in (0, 143), f"{delay} s after the start: {node.state}, {node.log()}"
 
@@ -504,7 +504,7 @@ def test_message_is_no_error(run: Run) -> None:
 def test_stop_is_clean(run: Run) -> None:
     node = run().ready()
     node.register()
-    node.container.stop(timeout=30)
+    node.container.stop(timeout=90)
     assert node.state["ExitCode"] == 0
     assert not node.state["OOMKilled"]
 
