@@ -28,8 +28,9 @@ def clean(
 
     `sources` includes the source trees, `images` the images, but for those that
     a container of somebody else is made of. Returns what was removed, a line
-    each, and what was kept for that reason. Raises ToolkitError, before it removes anything, if
-    Docker cannot be reached or (unless `force`) a source tree has local changes.
+    each, and what was kept for that reason. Raises ToolkitError, before it
+    removes anything, if Docker cannot be reached or (unless `force`) a source
+    tree has local changes.
     """
     console = console or get_console()
     if sources:

@@ -79,9 +79,8 @@ def _git() -> Check:
 
 
 def _docker(settings: Settings) -> list[Check]:
-    if shutil.which("docker") is None:
-        return [Check("Docker", "no docker command", "install Docker (`apt-get install docker.io`)")]
     try:
+        engine.check_command()
         with engine.connect(TIMEOUT) as client:
             found = Check("Docker", f"engine {client.version()['Version']}")
             return [found, _compose(), _docker_space(client), _base_image(client, settings.base_image)]

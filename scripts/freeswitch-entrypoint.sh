@@ -332,6 +332,9 @@ choose_addresses() {
 		*:*) SIP_DOMAIN="[$SIP_DOMAIN]" ;;
 		esac
 	fi
+	# What the checks below take for the address of SIP
+	sip=$SIP_LISTEN_IP
+	[ "$sip" != auto ] || sip=$address
 }
 
 # Addresses that have to be this machine's
@@ -343,8 +346,6 @@ check_local() {
 	*:*) own="$own ::1 :: " ;;
 	*) own="$own 127.0.0.1 0.0.0.0 " ;;
 	esac
-	sip=$SIP_LISTEN_IP
-	[ "$sip" != auto ] || sip=$(own_address)
 	[ -z "$SIP_EXTERNAL_IP" ] || [ "$(family "$SIP_EXTERNAL_IP")" = "$(family "$sip")" ] ||
 		fail "SIP_EXTERNAL_IP='$SIP_EXTERNAL_IP' is $(family "$SIP_EXTERNAL_IP"), and SIP listens on $sip: give one of the same kind"
 	for item in "SIP_LISTEN_IP:$SIP_LISTEN_IP" "ESL_LISTEN_IP:$ESL_LISTEN_IP"; do
@@ -363,15 +364,13 @@ check_local() {
 # Print IPv4 address $1 as /proc/net/tcp has it; nothing of another one
 in_hexadecimal() {
 	case $1 in
-	*:* | auto) ;;
+	*:*) ;;
 	*) echo "$1" | awk -F . '{ printf "%02X%02X%02X%02X", $4, $3, $2, $1 }' ;;
 	esac
 }
 
 # Ports that somebody else listens on: FreeSWITCH would go on without them
 check_free() {
-	sip=$SIP_LISTEN_IP
-	[ "$sip" != auto ] || sip=$(own_address)
 	for item in "udp:udp:SIP_PORT:$SIP_PORT:$sip" "tcp:tcp:SIP_PORT:$SIP_PORT:$sip" "tls:tcp:SIP_TLS_PORT:$SIP_TLS_PORT:$sip" \
 		"ws:tcp:SIP_WS_PORT:$SIP_WS_PORT:$sip" "wss:tcp:SIP_WSS_PORT:$SIP_WSS_PORT:$sip" \
 		":tcp:ESL_PORT:$ESL_PORT:$ESL_LISTEN_IP"; do
