@@ -1,4 +1,8 @@
-"""Throws random and mutated input at the probe and checks that the end of each connection is reported once.
+"""Throws random and mutated input at the probe and checks that the end of each connection is noticed once.
+
+It must be reported if nua had got a REGISTER or SUBSCRIBE over the connection, and only then.
+And what comes in frames of WebSocket must be answered and closed as RFC 6455 has
+it (tests/probe/frames.py).
 
     python3 -m tests.fuzz --inputs 10000 --tool asan
 
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import errno
 import json
 import random
@@ -21,11 +26,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.probe import frames
 from tests.probe.drive import PROTOCOLS, Probe, Wire, frame, generator, sip, source, upgrade
+from tests.probe.frames import Heard, Talk
 
 CAUSES = {"peer-closed", "reset", "send-error", "tls-error", "protocol-error"}
 SDP = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio 4000 RTP/AVP 0\r\n"
 METHODS = ("REGISTER", "REGISTER", "INVITE", "OPTIONS", "MESSAGE", "SUBSCRIBE", "BYE", "CANCEL", "ACK", "200", "486")
+# Seconds for what the server owes: a busy machine is not a fault.
+PATIENCE = 20.0
 LENGTHS = ("-1", "0", "1", "17", "99999999", "4294967296", "18446744073709551616", "x", "", "1 2", "0x10")
 
 
@@ -114,6 +123,18 @@ class Input:
     parts: list[bytes]
     pause: float
     end: str
+    # What must come of it, if that is known.
+    talk: Talk | None = None
+
+
+@dataclass
+class Thrown:
+    """What came of an input: its connection, when that was closed, and what the server had sent until then."""
+
+    item: Input
+    wire: Wire
+    closed: float = 0
+    heard: Heard = field(default_factory=Heard)
 
 
 @dataclass
@@ -126,6 +147,8 @@ class Result:
     refused: int = 0
     slowest: float = 0
     causes: Counter[str] = field(default_factory=Counter)
+    # What was done in frames, and how often.
+    talks: Counter[str] = field(default_factory=Counter)
     registers: int = 0
     faults: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
@@ -139,8 +162,13 @@ def make(seed: int, number: int, protocols: tuple[str, ...]) -> Input:
     data = sip(method, f"{seed}-{number}", protocol, host, body=SDP if method == "INVITE" else "")
     # Mutated are the hands to shake, too.
     stages = {"tcp": ["message"], "tls": ["message", "tls", "record"], "ws": ["message", "upgrade", "frame"]}
+    stages["ws"] += ["talk"] * 3
     stages["wss"] = [*stages["ws"], "tls", "record"]
     stage = rng.choice(["message", *stages[protocol]])
+    if stage == "talk":
+        talk = frames.talk(rng, f"{seed}-{number}", protocol, host)
+        pause = rng.choice((0, 0, 0.002, 0.02)) if len(talk.parts) < 10 else 0
+        return Input(number, protocol, stage, [talk.kind], talk.parts, pause, rng.choice(("fin", "reset")), talk)
     names = []
     if stage == "upgrade":
         path = rng.choice(("/", "/ws?x=" + "y" * 900))
@@ -174,20 +202,68 @@ def refusable(item: Input) -> bool:
     return item.protocol in ("ws", "wss") and item.stage in ("upgrade", "tls", "record")
 
 
-async def throw(item: Input, port: int, seed: int) -> tuple[Wire, float]:
-    """Send one input and return its connection and when it was closed."""
+async def converse(talk: Talk, wire: Wire, pause: float, rng: random.Random) -> Heard:
+    """Send what belongs to `talk` and return what the server sends, until that is all, or the end."""
+    heard = Heard()
+
+    async def listen(done: Callable[[], bool]) -> None:
+        while not heard.ended and not done():
+            try:
+                heard.take(await wire.receive(PATIENCE))
+            except TimeoutError:
+                heard.faults.append("no more from the server")
+                return
+            except OSError:
+                heard.take(b"")
+
+    async def send(parts: list[bytes]) -> None:
+        # Who has been told to go away can be cut off while it goes on.
+        with contextlib.suppress(ConnectionError):
+            for part in parts:
+                await wire.raw(part)
+                await asyncio.sleep(pause)
+
+    parts = [wire.seal(part) for part in talk.parts]
+    # Records are cut elsewhere than frames.
+    await send(frames.segments(rng, parts) if wire.tls and parts and rng.random() < 0.5 else parts)
+    if talk.patient:
+        await listen(lambda: talk.answered(heard))
+        if not talk.farewell:
+            # Is it still there?
+            talk.pings.append(b"still there?")
+            await send([wire.seal(frame(talk.pings[-1], frames.PING))])
+            await listen(lambda: talk.answered(heard))
+        else:
+            await send([wire.seal(talk.farewell)])
+    if talk.code:
+        await listen(lambda: False)
+        try:
+            # Who closes before that has closed first.
+            await wire.end(PATIENCE)
+        except TimeoutError:
+            heard.faults.append("socket not closed")
+        except OSError:
+            pass
+    return heard
+
+
+async def throw(item: Input, port: int, seed: int) -> Thrown:
+    """Send one input and return what came of it."""
     rng = generator(seed, item.number, "wire")
-    wire = await Wire.open(port, source(item.number))
+    thrown = Thrown(item, await Wire.open(port, source(item.number)))
+    wire = thrown.wire
     try:
         if item.protocol in ("tls", "wss"):
             if item.stage == "tls":
                 await wire.raw(rng.choice(MUTATIONS)(rng, wire.hello()))
             else:
                 await wire.handshake()
-        if item.protocol in ("ws", "wss") and item.stage in ("message", "frame"):
+        if item.protocol in ("ws", "wss") and item.stage in ("message", "frame", "talk"):
             await wire.send(upgrade())
             await wire.receive_until(b"\r\n\r\n")
-        for part in item.parts:
+        if item.talk:
+            thrown.heard = await converse(item.talk, wire, item.pause, rng)
+        for part in item.parts if not item.talk else []:
             if item.stage in ("tls", "record") and rng.random() < 0.8:
                 size = rng.choice((len(part), 0, 1, 65535)) & 0xFFFF
                 head = rng.choice((b"\x17", b"\x16", b"\x15", b"\0")) + b"\3\3" + size.to_bytes(2, "big")
@@ -203,7 +279,8 @@ async def throw(item: Input, port: int, seed: int) -> tuple[Wire, float]:
         wire.fin()
     else:
         wire.reset()
-    return wire, time.time()
+    thrown.closed = time.time()
+    return thrown
 
 
 async def run(
@@ -213,7 +290,7 @@ async def run(
     probe = await Probe.start(result.tool, *(["-k"] if result.seed % 2 else []), log=Path("/tmp/fuzz.log"))
     start = time.monotonic()
     queue = iter(numbers)
-    thrown: dict[int, tuple[Input, Wire, float]] = {}
+    thrown: dict[int, Thrown] = {}
 
     async def work() -> None:
         for number in queue:
@@ -221,12 +298,12 @@ async def run(
                 return
             item = make(result.seed, number, protocols)
             try:
-                thrown[number] = (item, *await throw(item, probe.ports[item.protocol], result.seed))
+                thrown[number] = await throw(item, probe.ports[item.protocol], result.seed)
             except OSError as error:
                 result.faults.append(f"input {number}: can't connect: {error}")
                 continue
             # Else a slow parser would make the queue of accept() overflow.
-            await probe.reported(thrown[number][1], 0.1 if refusable(item) else limit)
+            await probe.ended(thrown[number].wire, 0.1 if refusable(item) else limit)
 
     await asyncio.gather(*(work() for _ in range(abreast)))
     result.inputs = len(thrown)
@@ -236,35 +313,55 @@ async def run(
     died = probe.reader.done()
     result.status = await probe.stop()
     result.complaints = probe.complaints()[:200]
-    result.registers = sum(event.data["event"] == "nua_i_register" for event in probe.events)
+    registers = Counter(event.data["id"] for event in probe.events if event.data["event"] == "nua_i_register")
+    result.registers = registers.total()
+    # A SUBSCRIBE reaches the application of the probe only if its refusal could not be sent.
+    watched = {event.data["id"] for event in probe.events if event.data["event"] == "nua_i_subscribe"} | set(registers)
 
     identifiers: Counter[int] = Counter()
-    for number, (item, wire, closed) in thrown.items():
-        found = probe.ends.pop((wire.host, str(wire.port)), [])
-        faults = []
+    for number, done in thrown.items():
+        item, wire, talk = done.item, done.wire, done.item.talk
+        found = probe.ends.pop(wire.peer, [])
+        reports = [event.data for event in probe.reports.pop(wire.peer, [])]
+        faults = talk.faults(done.heard) if talk else []
         if not found and refusable(item):
             result.refused += 1
         elif len(found) != 1:
-            faults.append(f"{len(found)} reports {[(event.data['cause'], event.data['errno']) for event in found]}")
+            faults.append(f"ended {len(found)} times {[(event.data['cause'], event.data['errno']) for event in found]}")
+        if [data["id"] for data in reports] != [event.data["id"] for event in found if event.data["id"] in watched]:
+            faults.append(f"{len(reports)} reports")
+        faults += [
+            f"reported on port {data['own_port']}" for data in reports
+            if data["own_port"] != str(probe.ports[item.protocol])
+        ]  # fmt: skip
         for event in found:
             data = event.data
-            late = event.at - closed
+            late = event.at - done.closed
             result.slowest = max(result.slowest, round(late, 3))
             result.causes[f"{item.protocol} {data['cause']} {data['errno']}"] += 1
             identifiers[data["id"]] += 1
             if late > limit:
-                faults.append(f"reported {late:.1f} s after the close")
+                faults.append(f"noticed {late:.1f} s after the close")
+            if talk:
+                result.talks[talk.kind] += 1
+                got = registers[data["id"]]
+                if got > talk.registers or (got < talk.registers and talk.kind != "is cut off"):
+                    faults.append(f"{got} REGISTERs got through, not {talk.registers}")
+                if data["cause"] not in talk.causes(item.end, CAUSES):
+                    faults.append(f"cause {data['cause']}")
             right = data["errno"] == errno.ECONNRESET if data["cause"] == "reset" else data["cause"] in CAUSES
             if not right or (data["errno"] == 0) != (data["cause"] == "peer-closed"):
                 faults.append(f"cause {data['cause']} with errno {data['errno']}")
-            if (data["proto"], data["own_port"]) != (item.protocol, str(probe.ports[item.protocol])):
-                faults.append(f"reported as {data['proto']} on port {data['own_port']}")
+            if data["proto"] != item.protocol:
+                faults.append(f"noticed as {data['proto']}")
         if faults:
             what = f"{item.protocol} {item.stage} {'+'.join(item.mutations)} {item.end}"
             result.faults.append(f"input {number} ({what}): {', '.join(faults)}")
             save.mkdir(parents=True, exist_ok=True)
             (save / f"{result.seed}-{number}.bin").write_bytes(b"".join(item.parts))
-    result.faults += [f"report of {host}:{port}, where nothing was sent" for host, port in probe.ends]
+    result.faults += [
+        f"end of {host}:{port}, where nothing was sent" for host, port in probe.ends.keys() | probe.reports.keys()
+    ]
     result.faults += [f"identifier {number} given {count} times" for number, count in identifiers.items() if count > 1]
     if died or result.status:
         result.faults.append(f"the probe {'died' if died else 'ended'} with status {result.status}")

@@ -35,7 +35,8 @@ ENVIRONMENT = {
     "ASAN_OPTIONS": "exitcode=99:detect_leaks=1:detect_stack_use_after_return=1:abort_on_error=0",
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=0",
 }
-REPORT = "nua_i_tp_error_report"
+# What nua tells its application, and what nta tells nua about each connection.
+REPORT, END = "nua_i_tp_error_report", "ended"
 # Upstream's own, without consequences: the macro tests a bit of the mask for characters that it does not hold.
 KNOWN = ("url.c:361:",)
 
@@ -55,8 +56,9 @@ class Probe:
     process: asyncio.subprocess.Process
     log: Path
     events: list[Event] = field(default_factory=list)
-    # The reports, by the address of the peer.
+    # By the address of the peer.
     ends: dict[tuple[str, str], list[Event]] = field(default_factory=dict)
+    reports: dict[tuple[str, str], list[Event]] = field(default_factory=dict)
     stderr: str = ""
     reader: asyncio.Task[None] = field(init=False)
 
@@ -84,20 +86,18 @@ class Probe:
         async for line in self.process.stdout:
             event = Event(time.time(), json.loads(line))
             self.events.append(event)
-            if event.data["event"] == REPORT:
-                self.ends.setdefault((event.data["peer_host"], event.data["peer_port"]), []).append(event)
+            for name, found in ((END, self.ends), (REPORT, self.reports)):
+                if event.data["event"] == name:
+                    found.setdefault((event.data["peer_host"], event.data["peer_port"]), []).append(event)
 
     @property
     def ports(self) -> dict[str, int]:
         return {name: int(self.events[0].data[name]) for name in PROTOCOLS}
 
-    def reports(self, wire: Wire) -> list[Event]:
-        return self.ends.get((wire.host, str(wire.port)), [])
-
-    async def reported(self, wire: Wire, timeout: float) -> None:
-        """Wait for the report of a connection."""
+    async def ended(self, wire: Wire, timeout: float) -> None:
+        """Wait for the end of a connection."""
         end = time.monotonic() + timeout
-        while not self.reports(wire) and time.monotonic() < end and not self.reader.done():
+        while wire.peer not in self.ends and time.monotonic() < end and not self.reader.done():
             await asyncio.sleep(0.005)
 
     async def wait(self, wanted: Callable[[dict[str, Any]], bool], timeout: float) -> Event | None:
@@ -142,6 +142,8 @@ class Wire:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.host, self.port = sock.getsockname()[:2]
+        # As the probe names it.
+        self.peer = (self.host, str(self.port))
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls: ssl.SSLObject | None = None
 
@@ -149,6 +151,8 @@ class Wire:
     async def open(cls, port: int, source: str = ADDRESS, to: str = ADDRESS) -> Wire:
         sock = socket.socket()
         sock.setblocking(False)
+        # What is sent in two parts shall come in two.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.bind((source, 0))
         await asyncio.get_running_loop().sock_connect(sock, (to, port))
         return cls(sock)
@@ -167,11 +171,15 @@ class Wire:
     async def raw(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self.sock, data)
 
+    def seal(self, data: bytes) -> bytes:
+        """Return what is sent for `data`: itself, or a record of TLS."""
+        if not self.tls:
+            return data
+        self.tls.write(data)
+        return self.outgoing.read()
+
     async def send(self, data: bytes) -> None:
-        if self.tls:
-            self.tls.write(data)
-            data = self.outgoing.read()
-        await self.raw(data)
+        await self.raw(self.seal(data))
 
     async def receive(self, timeout: float = 10) -> bytes:
         """Return what comes next, b"" at the end of the stream."""
@@ -190,6 +198,11 @@ class Wire:
             if not data:
                 return b""
             self.incoming.write(data)
+
+    async def end(self, timeout: float = 10) -> None:
+        """Wait until the far end has closed the socket: over TLS its stream can end before."""
+        while await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.sock, 65536), timeout):
+            pass
 
     async def receive_until(self, end: bytes) -> bytes:
         data = b""
@@ -258,17 +271,28 @@ def upgrade(path: str = "/", key: str = "dGhlIHNhbXBsZSBub25jZQ==") -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def frame(payload: bytes, opcode: int = 1, final: bool = True, mask: bytes = b"\1\2\3\4") -> bytes:
-    """Return a WebSocket frame, masked as clients must."""
-    size = len(payload)
-    head = bytes([opcode | 0x80 * final])
-    if size < 126:
-        head += bytes([0x80 | size])
-    elif size < 65536:
-        head += bytes([0x80 | 126]) + size.to_bytes(2, "big")
-    else:
-        head += bytes([0x80 | 127]) + size.to_bytes(8, "big")
-    return head + mask + bytes(byte ^ mask[number % 4] for number, byte in enumerate(payload))
+def frame(
+    payload: bytes, opcode: int = 1, final: bool = True, mask: bytes = b"\1\2\3\4", bits: int = 0,
+    length: int | None = None, size: int | None = None,
+) -> bytes:  # fmt: skip
+    """Return a WebSocket frame, masked as clients must.
+
+    Without `mask` it is not; `bits` are those of extensions, and `length` bytes
+    (0, 2 or 8, by default the least) hold `size`, by default that of `payload`.
+    """
+    if size is None:
+        size = len(payload)
+    if length is None:
+        length = 0 if size < 126 else 2 if size < 65536 else 8
+    marker = {0: size, 2: 126, 8: 127}[length]
+    head = bytes([0x80 * final | bits << 4 | opcode, 0x80 * bool(mask) | marker])
+    head += size.to_bytes(length, "big") if length else b""
+    if not mask:
+        return head + payload
+    # As one number: byte by byte takes long for a large payload.
+    key = (mask * (len(payload) // 4 + 1))[: len(payload)]
+    covered = int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")
+    return head + mask + covered.to_bytes(len(payload), "big")
 
 
 def sip(

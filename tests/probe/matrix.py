@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tests.probe.drive import ADDRESS, PROTOCOLS, REPORT, Probe, Wire, frame, sip, source, upgrade
+from tests.probe.drive import ADDRESS, END, PROTOCOLS, REPORT, Probe, Wire, frame, sip, source, upgrade
 
 FAR, NEAR = "10.255.255.1", "10.255.255.2"
 LIMIT = 10.0
@@ -65,8 +65,8 @@ async def reset(probe: Probe, protocol: str, wire: Wire) -> None:
 async def half_close(probe: Probe, protocol: str, wire: Wire) -> None:
     await register(probe, protocol, wire)
     wire.half_close()
-    # Only the report makes this side close, too.
-    await probe.reported(wire, LIMIT)
+    # Only the end makes this side close, too.
+    await probe.ended(wire, LIMIT)
     wire.fin()
 
 
@@ -81,7 +81,7 @@ async def pipelined(probe: Probe, protocol: str, wire: Wire) -> None:
     await wire.send(frame(message) if protocol in ("ws", "wss") else message)
     wire.half_close()
     # An answer to a closed socket would be answered with a reset.
-    await probe.reported(wire, LIMIT)
+    await probe.ended(wire, LIMIT)
     wire.fin()
 
 
@@ -89,7 +89,7 @@ async def garbage(probe: Probe, protocol: str, wire: Wire) -> None:
     await register(probe, protocol, wire)
     data = b"garbage\r\n\r\n"
     await wire.send(frame(data) if protocol in ("ws", "wss") else data)
-    await probe.reported(wire, LIMIT)
+    await probe.ended(wire, LIMIT)
     wire.fin()
 
 
@@ -115,7 +115,7 @@ async def oversize(probe: Probe, protocol: str, wire: Wire) -> None:
             message = b"x" * 60000
     except OSError:
         pass
-    await probe.reported(wire, LIMIT)
+    await probe.ended(wire, LIMIT)
     wire.fin()
 
 
@@ -145,7 +145,7 @@ async def plain(probe: Probe, protocol: str, wire: Wire) -> None:
     """Speak SIP where TLS or HTTP is expected, but not before tport_accept(), which would refuse the connection."""
     await asyncio.sleep(0.05)
     await wire.raw(sip("REGISTER", f"m{wire.host}", "tcp", wire.host))
-    await probe.reported(wire, LIMIT)
+    await probe.ended(wire, LIMIT)
     wire.fin()
 
 
@@ -153,7 +153,7 @@ async def record(probe: Probe, protocol: str, wire: Wire) -> None:
     """Send a TLS record that can't be decrypted."""
     await register(probe, protocol, wire)
     await wire.raw(b"\x17\x03\x03\x00\x40" + b"x" * 64)
-    await probe.reported(wire, LIMIT)
+    await probe.ended(wire, LIMIT)
     wire.fin()
 
 
@@ -176,7 +176,7 @@ async def upgrade_reset(probe: Probe, protocol: str, wire: Wire) -> None:
 async def opcode(probe: Probe, protocol: str, wire: Wire) -> None:
     await register(probe, protocol, wire)
     await wire.send(frame(b"what?", 3))
-    await probe.reported(wire, LIMIT)
+    await probe.ended(wire, LIMIT)
     wire.fin()
 
 
@@ -225,22 +225,23 @@ async def observe(probe: Probe, protocol: str, shake: bool, step: Step, wait: fl
         error = f"{type(caught).__name__}: {caught}"
         wire.reset()
     closed = time.time()
-    await probe.reported(wire, wait)
+    await probe.ended(wire, wait)
     return {"wire": wire, "closed": closed, "error": error, "port": port}
 
 
 def account(probe: Probe, seen: dict[str, Any]) -> dict[str, Any]:
-    """Return reports and registrations of a connection, once the second report had its time."""
+    """Return ends, reports and registrations of a connection, once the second report had its time."""
     wire: Wire = seen["wire"]
-    reports = probe.reports(wire)
+    ends, reports = probe.ends.get(wire.peer, []), probe.reports.get(wire.peer, [])
     registers = [
         event.data["id"] for event in probe.events
         if event.data["event"] == "nua_i_register" and event.data["call_id"] == f"m{wire.host}@probe.invalid"
     ]  # fmt: skip
     return {
+        "ends": [event.data for event in ends],
         "reports": [event.data for event in reports],
         "own_port": str(seen["port"]),
-        "late": round(reports[0].at - seen["closed"], 3) if reports else None,
+        "late": round(ends[0].at - seen["closed"], 3) if ends else None,
         "registers": registers,
         "error": seen["error"],
     }
@@ -251,11 +252,11 @@ async def finish(
 ) -> None:
     """End the probe and put into `results` what it told about the cases `seen`, and what else."""
     await asyncio.sleep(1)
-    strangers = [event.data for event in probe.events if event.data["event"] == REPORT]
-    cases = {name: account(probe, item) for name, item in seen.items()}
-    known = {(report["peer_host"], report["peer_port"]) for case in cases.values() for report in case["reports"]}
-    results["cases"] = cases
-    results["others"] = [event for event in strangers if (event["peer_host"], event["peer_port"]) not in known]
+    results["cases"] = {name: account(probe, item) for name, item in seen.items()}
+    known = {item["wire"].peer for item in seen.values()}
+    results["others"] = [
+        event.data for found in (probe.ends, probe.reports) for peer in found.keys() - known for event in found[peer]
+    ]
     # Connections that are open when the stack is shut down must not leak, either.
     opened = [await Wire.open_as(protocol, probe.ports[protocol], address, address) for protocol in PROTOCOLS]
     await register(probe, "tcp", opened[0])
@@ -289,7 +290,7 @@ async def starved(tool: str) -> dict[str, Any]:
     resource.prlimit(probe.process.pid, resource.RLIMIT_NOFILE, (24, limit[1]))
     wires = [await Wire.open(probe.ports["tcp"], source(next(numbers))) for _ in range(40)]
     await asyncio.sleep(0.5)
-    early = sum(event.data["event"] == REPORT for event in probe.events)
+    early = sum(event.data["event"] in (END, REPORT) for event in probe.events)
     failed = "Too many open files" in probe.log.read_text(errors="replace")
     resource.prlimit(probe.process.pid, resource.RLIMIT_NOFILE, limit)
     await asyncio.sleep(0.5)
@@ -325,7 +326,7 @@ async def pong(tool: str) -> dict[str, Any]:
 
     async def keep_quiet(probe: Probe, protocol: str, wire: Wire) -> None:
         await register(probe, protocol, wire)
-        await probe.reported(wire, 5)
+        await probe.ended(wire, 5)
         wire.fin()
 
     results: dict[str, Any] = {}
@@ -346,7 +347,7 @@ async def silence(tool: str) -> dict[str, Any]:
     gone = time.time()
     seen = {}
     for protocol, wire in wires.items():
-        await probe.reported(wire, seconds + 5)
+        await probe.ended(wire, seconds + 5)
         seen[f"{protocol} silence"] = {"wire": wire, "closed": gone, "error": "", "port": probe.ports[protocol]}
     results: dict[str, Any] = {"seconds": seconds}
     await finish(probe, results, seen, NEAR)

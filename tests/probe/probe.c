@@ -2,8 +2,9 @@
  * probe - a registrar that tells how its connections end
  *
  * It is linked with the patched sofia-sip alone. Each event of nua is printed
- * as one line of JSON. It ends, in good order, when it gets SIGTERM or when
- * its standard input ends.
+ * as one line of JSON, and so is the end of each connection, be it one that
+ * nua does not report. It ends, in good order, when it gets SIGTERM or when its
+ * standard input ends.
  */
 
 #include <signal.h>
@@ -23,6 +24,8 @@ struct handle;
 #include <sofia-sip/nua_tp_tag.h>
 #include <sofia-sip/sip_status.h>
 #include <sofia-sip/su_tagarg.h>
+#include <sofia-sip/tport.h>
+#include <sofia-sip/tport_end.h>
 #include <sofia-sip/tport_tag.h>
 #include <sofia-sip/url.h>
 
@@ -72,7 +75,8 @@ static void print_string(char const *name, char const *value)
 
 static void print_report(tagi_t const *tags)
 {
-  unsigned id = 0, opened = 0, noticed = 0, usec = 0;
+  size_t id = 0;
+  unsigned opened = 0, noticed = 0, usec = 0;
   int error = -1;
   char const *cause = NULL, *proto = NULL;
   char const *peer_host = NULL, *peer_port = NULL;
@@ -92,7 +96,7 @@ static void print_report(tagi_t const *tags)
 	  NUTAG_TP_NOTICED_USEC_REF(usec),
 	  TAG_END());
 
-  printf(", \"id\": %u, \"errno\": %d", id, error);
+  printf(", \"id\": %zu, \"errno\": %d", id, error);
   printf(", \"opened\": %u, \"noticed\": %u.%06u", opened, noticed, usec);
   print_string("cause", cause);
   print_string("proto", proto);
@@ -104,15 +108,39 @@ static void print_report(tagi_t const *tags)
 
 static void print_register(sip_t const *sip, tagi_t const *tags)
 {
-  unsigned id = 0;
+  size_t id = 0;
   char aor[1024] = "";
 
   tl_gets(tags, NUTAG_TP_ID_REF(id), TAG_END());
   url_e(aor, sizeof aor, sip->sip_to->a_url);
 
-  printf(", \"id\": %u", id);
+  printf(", \"id\": %zu", id);
   print_string("call_id", sip->sip_call_id->i_id);
   print_string("aor", aor);
+}
+
+/* Wraps what nta calls when a connection has ended (ld --wrap). With -t this is another thread. */
+void __real_nua_stack_tp_error_report(nua_t *nua, tport_t *tport);
+
+void __wrap_nua_stack_tp_error_report(nua_t *nua, tport_t *tport)
+{
+  tport_end_t const *te = tport_end(tport);
+  tp_name_t const *tpn = tport_name(tport);
+
+  /* Not a socket that failed, nor an attempt to connect */
+  if (te && te->te_reported) {
+    flockfile(stdout);
+    printf("{\"event\": \"ended\", \"id\": %llu, \"errno\": %d", (unsigned long long)te->te_id, te->te_error);
+    print_string("cause", tport_end_cause_name(te->te_cause));
+    print_string("proto", tpn->tpn_proto);
+    print_string("peer_host", tpn->tpn_host);
+    print_string("peer_port", tpn->tpn_port);
+    puts("}");
+    fflush(stdout);
+    funlockfile(stdout);
+  }
+
+  __real_nua_stack_tp_error_report(nua, tport);
 }
 
 static void forget(struct probe *probe, struct handle *handle)
@@ -151,14 +179,16 @@ static void on_event(nua_event_t event, int status, char const *phrase,
 {
   (void)nua;
 
+  flockfile(stdout);
   printf("{\"event\": \"%s\", \"status\": %d", nua_event_name(event), status);
   print_string("phrase", phrase);
   if (event == nua_i_tp_error_report)
     print_report(tags);
-  else if (event == nua_i_register)
+  else if (event == nua_i_register || event == nua_i_subscribe)
     print_register(sip, tags);
   puts("}");
   fflush(stdout);
+  funlockfile(stdout);
 
   if (event == nua_r_shutdown) {
     if (status >= 200)
