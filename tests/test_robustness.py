@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import itertools
 import random
+import socket
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 from docker.models.containers import Container
 
 from scripts import patchset
-from scripts.events import Event
+from scripts.events import EXPIRE, Event
 from scripts.releases import Version
 from scripts.settings import Settings
-from tests import soak
-from tests.lab import DOMAIN, EXPIRE, FreeSwitch, Lab
+from tests import aside, soak
+from tests.lab import CPUS, DOMAIN, FreeSwitch, Lab
 from tests.sip import Client
 
 OFFSETS: tuple[tuple[str, int], ...] = (("tcp", 0), ("tls", 1), ("ws", 2), ("wss", 3))
@@ -91,9 +93,41 @@ class Load:
             client.close()
 
 
+@pytest.fixture(params=CPUS, ids=lambda cpus: f"{cpus} CPUs")
+def lab(request: pytest.FixtureRequest, labs: Callable[[int], Lab]) -> Lab:
+    """Return each of the labs."""
+    return labs(request.param)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def side_by_side(request: pytest.FixtureRequest, labs: Callable[[int], Lab]) -> Iterator[None]:
+    """Run the tests of the labs at the same time, one after the other in each lab."""
+    with ExitStack() as stack:
+        for cpus in CPUS:
+            mine = [item for item in aside.of_module(request) if aside.parameters(item).get("lab") == cpus]
+            if mine:
+                stack.enter_context(aside.ahead(mine, partial(arguments, labs(cpus)), lanes=1))
+        yield
+
+
+@contextmanager
+def arguments(lab: Lab, item: pytest.Function) -> Iterator[dict[str, Any]]:
+    """Return what the test `item` is called with."""
+    given = {**aside.parameters(item), "lab": lab}
+    with ExitStack() as stack:
+        if "spare" in item.fixturenames:
+            given["spare"] = stack.enter_context(expendable(lab))
+        yield given
+
+
 @pytest.fixture
-def spare(lab: Lab) -> Iterator[FreeSwitch]:
-    """Return a second FreeSWITCH, which need not survive."""
+def spare() -> None:
+    """Stand for a second FreeSWITCH, which need not survive: `arguments` has it."""
+
+
+@contextmanager
+def expendable(lab: Lab) -> Iterator[FreeSwitch]:
+    """Hand over the spare FreeSWITCH, and start it again if it ends."""
     assert lab.spare
     yield lab.spare
     lab.spare.container.reload()
@@ -199,10 +233,21 @@ def test_soak(lab: Lab) -> None:
     assert figures.problems() == []
 
 
+# More expired rows than half of what the queue takes that events are put into: of each row come two.
+EXPIRED = (
+    'lua ~local dbh = freeswitch.Dbh("sqlite://sofia_reg_short") '
+    "dbh:query(\"create temp table other as select * from sip_registrations where call_id='{call_id}'\") "
+    "dbh:query(\"update other set expires=1, sip_user='expired'\") "
+    'dbh:query("insert into sip_registrations select o.* from other o, (with recursive n(i) as '
+    '(select 1 union all select i + 1 from n limit 26000) select i from n)") dbh:query("drop table other")'
+)
+
+
 def test_expired_and_flushed_registrations_are_forgotten(lab: Lab) -> None:
     """What is swept or flushed has no report when its connection ends."""
     client, user = lab.open("short", "tcp"), lab.user()
-    client.register(user, lab.password, DOMAIN, expires=1)
+    call_id = client.register(user, lab.password, DOMAIN, expires=1)
+    lab.freeswitch.recorder.api(EXPIRED.format(call_id=call_id))
     other, flushed = lab.open("short", "tcp"), lab.user()
     other.register(flushed, lab.password, DOMAIN)
     recorder = lab.freeswitch.recorder
@@ -211,6 +256,8 @@ def test_expired_and_flushed_registrations_are_forgotten(lab: Lab) -> None:
     assert recorder.wait(
         lambda events: any(event.subclass == EXPIRE and event.get("user") == user for event in events), 40
     )
+    # Whoever sweeps so many holds up nobody.
+    other.register(lab.user(), lab.password, DOMAIN)
     client.close()
     other.close()
     time.sleep(1)
@@ -227,13 +274,16 @@ OTHER_NODE = (
 )
 
 
-def test_registrations_of_before_count_and_those_of_other_nodes_do_not(lab: Lab) -> None:
+def test_registrations_of_before_count_without_a_connection_and_on_this_node_only(lab: Lab) -> None:
     switch, user = lab.freeswitch, lab.user()
-    first = lab.open("multi", "tcp")
-    call_id = first.register(user, lab.password, DOMAIN)
+    datagrams, connection, plain = (lab.open("multi", transport) for transport in ("udp", "tcp", "tcp"))
+    call_id = datagrams.register(user, lab.password, DOMAIN)
+    # These two end with the profile, also if the Contact doesn't say that it is TCP.
+    lost_id = connection.register(user, lab.password, DOMAIN)
+    plain.register(user, lab.password, DOMAIN, contact=f"<sip:{user}@192.0.2.1>")
     switch.recorder.api(OTHER_NODE.format(call_id=call_id))
     known = {registration["call-id"] for registration in switch.registrations("multi")}
-    assert {call_id, f"{call_id}-other"} <= known
+    assert {call_id, lost_id, f"{call_id}-other"} <= known
     carry_out(switch, "sofia profile multi restart")
     time.sleep(2)
     wait_running(switch)
@@ -245,6 +295,69 @@ def test_registrations_of_before_count_and_those_of_other_nodes_do_not(lab: Lab)
     reports = [event for event in switch.recorder.events if lab.is_report(event) and event.get("from-user") == user]
     assert [(event.get("call-id"), event.get("registrations-left")) for event in reports] == [(second_id, "1")]
     switch.recorder.api("sofia profile multi flush_inbound_reg")
+    datagrams.close()
+    connection.close()
+    plain.close()
+
+
+def test_requests_sent_at_once_take_no_memory(lab: Lab) -> None:
+    """Of 1.4 MB of requests upstream makes more than two gigabytes of copies."""
+    client, user = lab.open("main", "tcp"), lab.user()
+    peak = "awk '/^VmHWM/ {print $2}' /proc/$(pidof freeswitch)/status"
+    before = int(lab.freeswitch.shell(peak))
+    data = b"".join(client.request(user, DOMAIN, 3600, uuid.uuid4().hex) for _ in range(4000))
+    sender = threading.Thread(target=client.send, args=(data,))
+    sender.start()
+    for _ in range(4000):
+        # mod_sofia's own queue of messages has a limit.
+        assert client.receive().status in (401, 503)
+    sender.join()
+    client.close()
+    assert int(lab.freeswitch.shell(peak)) - before < 500_000
+
+
+def test_half_closed_connection_is_closed_when_all_is_sent(lab: Lab) -> None:
+    """Whoever has no more to say still gets the answers that were queued, and then the end."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(20)
+        client.connect((lab.freeswitch.address, 5060))
+        host, port = client.getsockname()
+
+        def ask(count: int) -> None:
+            for _ in range(count):
+                lines = [
+                    f"OPTIONS sip:x@{DOMAIN} SIP/2.0",
+                    f"Via: SIP/2.0/TCP {host}:{port};branch=z9hG4bK{uuid.uuid4().hex}",
+                    f"From: <sip:x@{DOMAIN}>;tag=x",
+                    f"To: <sip:x@{DOMAIN}>",
+                    f"Call-ID: {uuid.uuid4().hex}",
+                    "CSeq: 1 OPTIONS",
+                    "Content-Length: 0",
+                ]
+                client.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+
+        def unsent() -> int:
+            """Return how many bytes the kernel has that it could not send."""
+            for line in lab.freeswitch.shell("cat /proc/net/tcp").splitlines()[1:]:
+                _, _, far, _, queues, *_ = line.split()
+                if int(far.rpartition(":")[2], 16) == port:
+                    return int(queues.partition(":")[0], 16)
+            raise AssertionError("FreeSWITCH has no such connection")
+
+        # Until the kernel takes no more; up to 64 messages wait in the stack then.
+        before, now = -1, 0
+        while now != before:
+            ask(20)
+            time.sleep(0.3)
+            before, now = now, unsent()
+        ask(20)
+        time.sleep(0.3)
+        client.shutdown(socket.SHUT_WR)
+        answers = b""
+        while data := client.recv(65536):
+            answers += data
+        assert answers.count(b"SIP/2.0 200 OK") >= 40
 
 
 def test_dead_websocket_does_not_reach_into_other_connections(lab: Lab) -> None:
