@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -19,9 +21,10 @@ from scripts import sources as sources_module
 from scripts.errors import ToolkitError
 from scripts.settings import Settings, Source, load
 from tests import lab as lab_module
+from tests import races
 from tests import registries as registries_module
-from tests.lab import Lab
-from tests.record import Plugin, Record
+from tests.lab import CPUS, Lab
+from tests.record import Plugin
 
 AUTHOR = {
     "GIT_AUTHOR_NAME": "Ann Author",
@@ -32,6 +35,8 @@ AUTHOR = {
     "GIT_COMMITTER_DATE": "2024-05-06T07:08:09+00:00",
 }
 TAG = "v1.0"
+# What came of the races that were run.
+RACES = pytest.StashKey[dict[races.Case, races.Outcome]]()
 # Far enough apart for three hunks.
 LINES = [f"line {number}\n" for number in range(1, 61)]
 
@@ -156,14 +161,26 @@ def built() -> Settings:
 
 
 @pytest.fixture(scope="session")
-def lab(built: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Return the lab with the patched image."""
+def labs(built: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Lab]]:
+    """Return a function that returns the lab with the patched image and so many CPUs, always the same one."""
     try:
         engine.compose_command()
     except ToolkitError as error:
         pytest.skip(str(error))
-    with lab_module.start(built, tmp_path_factory.mktemp("lab"), spare=True, heap=True) as found:
-        yield found
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def lab(cpus: int) -> Lab:
+            directory = tmp_path_factory.mktemp("lab")
+            return stack.enter_context(lab_module.start(built, directory, spare=True, heap=True, cpus=cpus))
+
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def lab(labs: Callable[[int], Lab]) -> Lab:
+    """Return the lab with few CPUs."""
+    return labs(min(CPUS))
 
 
 @pytest.fixture(scope="session")
@@ -195,14 +212,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell has what it starts in the background ignore SIGINT, and that is inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(Plugin(), "death-matrix")
-
-
-@pytest.fixture(scope="session")
-def record(pytestconfig: pytest.Config) -> Record:
-    """Return the record of the death matrix."""
-    plugin = pytestconfig.pluginmanager.get_plugin("death-matrix")
-    assert isinstance(plugin, Plugin)
-    return plugin.record
+    config.stash[RACES] = {}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -252,7 +262,9 @@ def add_patch(settings: Settings, tmp_path: Path) -> Callable[..., Path]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """End with the skipped tests and the reasons: a run that skips is not a full run."""
+    """End with the races, and with the skipped tests and the reasons: a run that skips is not a full run."""
+    for line in races.lines(terminalreporter.config.stash[RACES]):
+        terminalreporter.write_line(f"race {line}")
     reasons: dict[str, int] = {}
     for report in terminalreporter.stats.get("skipped", []):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import ipaddress
 import itertools
+import re
 import secrets
 import shutil
 import socket
@@ -19,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -26,13 +29,14 @@ import docker
 import trustme
 from docker.errors import APIError
 from docker.models.containers import Container
+from docker.models.networks import Network
 from docker.types import IPAMConfig, IPAMPool
 from pytest_docker.plugin import get_docker_services
 
 from scripts import engine, template
 from scripts.clean import LABEL
 from scripts.errors import ToolkitError
-from scripts.events import REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable
+from scripts.events import EXPIRE, REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable
 from scripts.settings import Settings
 from tests import relay
 from tests.sip import Client
@@ -40,10 +44,17 @@ from tests.sip import Client
 HERE = Path(__file__).parent
 DOMAIN = "example.test"
 ESL_PORT = 8021
-USERS = 6000
-EXPIRE = "sofia::expire"
+USERS = 7000
+# With few CPUs one thread handles all SIP messages, with many several do.
+CPUS = (2, 16)
+# What FreeSWITCH logs when a thread begins or ends to handle SIP messages.
+THREAD_STARTED, THREAD_ENDED = re.compile(r"MSG Thread \d+ Started"), re.compile(r"MSG Thread Ended")
 # The bound that profile `silent` sets on the silent death of a peer, seconds.
 DEAD_PEER_TIMEOUT = 6
+# An alias of profile `silent`: tcp only, with a stack of its own.
+ALIAS_PORT = 5104
+# Requests per second that profile `limited` takes, FreeSWITCH's own default.
+LIMIT = 1000
 OFFSETS = {"udp": 0, "tcp": 0, "tls": 1, "ws": 2, "wss": 3}
 
 
@@ -62,7 +73,14 @@ PROFILES = (
     Profile("multi", 5070, {"multiple-registrations": "call-id"}),
     Profile("contact", 5080, {"multiple-registrations": "contact"}),
     Profile("short", 5090, {"sip-expires-late-margin": "0", "multiple-registrations": "call-id"}),
-    Profile("silent", 5100, {"tcp-dead-peer-timeout": str(DEAD_PEER_TIMEOUT)}),
+    Profile(
+        "silent",
+        5100,
+        {
+            "tcp-dead-peer-timeout": str(DEAD_PEER_TIMEOUT),
+            "alias": f"sip:$${{local_ip_v4}}:{ALIAS_PORT};transport=tcp",
+        },
+    ),
     Profile("unreg", 5110, {"tcp-unreg-on-socket-close": "true"}),
     Profile("remove", 5120, {"tp-error-unregister": "true"}),
     Profile(
@@ -70,10 +88,21 @@ PROFILES = (
         5130,
         {"tp-error-unregister": "true", "tcp-unreg-on-socket-close": "true"},
     ),
+    Profile("path", 5170, {"tp-error-path": "true"}),
     Profile("quiet", 5140, {"tp-error-report": "false"}),
     Profile("threads", 5150, {"inbound-reg-in-new-thread": "true", "multiple-registrations": "call-id"}),
     Profile("six", 5160, ipv6=True),
+    Profile("limited", 5180, {"max-recv-requests-per-second": str(LIMIT)}),
+    # These two have one database.
+    Profile("hurried", 5200, {"tcp-first-message-timeout": "2", "dbname": "shared"}),
+    Profile("image-limit", 5190, {"max-recv-requests-per-second": "$${requests_per_second}", "dbname": "shared"}),
 )
+
+
+def threads(cpus: int) -> int:
+    """Return how many threads mod_sofia starts at most to handle messages: after the first one two at a time."""
+    most = max(2, cpus // 2 + 1)
+    return most if most % 2 else most - 1
 
 
 class Recorder:
@@ -83,6 +112,7 @@ class Recorder:
         self.events: list[Event] = []
         self.error: BaseException | None = None
         self._came = threading.Condition()
+        self._api = threading.Lock()
         self._subscribe = functools.partial(Subscriber, host, ESL_PORT, password, subclasses, timeout=120)
         self._loop = asyncio.new_event_loop()
         self._subscriber = self._subscribe()
@@ -129,12 +159,13 @@ class Recorder:
             self._thread.join(5)
 
     def api(self, command: str) -> str:
-        """Return the output of an API command."""
-        future = asyncio.run_coroutine_threadsafe(self._subscriber.api(command), self._loop)
-        try:
-            return future.result(130)
-        except FutureTimeoutError:
-            raise ToolkitError(f"the event socket is gone: no answer to '{command}'") from self.error
+        """Return the output of an API command; one at a time, whatever thread it comes from."""
+        with self._api:
+            future = asyncio.run_coroutine_threadsafe(self._subscriber.api(command), self._loop)
+            try:
+                return future.result(130)
+            except FutureTimeoutError:
+                raise ToolkitError(f"the event socket is gone: no answer to '{command}'") from self.error
 
     def wait(self, done: Callable[[Sequence[Event]], bool], timeout: float) -> bool:
         """Wait until `done` says so of all events so far; False if it didn't in `timeout` seconds."""
@@ -151,10 +182,15 @@ class FreeSwitch:
     address6: str
     password: str
     subclass: str
+    # CPUs that it believes in, 0: those of this machine.
+    cpus: int = 0
     recorder: Recorder = field(init=False)
 
     def start(self, timeout: float, subclasses: Sequence[str] = ()) -> None:
-        """Wait until all profiles run; record the events of `subclasses` (default: all about registrations)."""
+        """Wait until all profiles run; record the events of `subclasses` (default: all about registrations).
+
+        With `cpus` also until all threads run that handle messages.
+        """
         self.recorder = Recorder(
             self.address, self.password, subclasses or (self.subclass, REGISTER, UNREGISTER, EXPIRE)
         )
@@ -164,6 +200,28 @@ class FreeSwitch:
             if time.monotonic() > deadline:
                 raise ToolkitError(f"not all profiles run: {self.recorder.api('sofia status')}")
             time.sleep(0.2)
+        if self.cpus:
+            self.warm_up(timeout)
+
+    def warm_up(self, timeout: float) -> None:
+        """Let FreeSWITCH start all threads that handle messages; needs a lab with `cpus`.
+
+        Raises ToolkitError if they don't run within `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        with contextlib.closing(Client("udp", self.address, PROFILES[0].port)) as client:
+            while (count := self.message_threads()) != threads(self.cpus):
+                if time.monotonic() > deadline:
+                    raise ToolkitError(f"{count} threads handle messages, not {threads(self.cpus)}")
+                for _ in range(threads(self.cpus)):
+                    client.ask("OPTIONS", "warm-up", DOMAIN, "warm-up")
+
+    def message_threads(self) -> int:
+        """Return how many threads handle messages, according to the log since the container's start."""
+        self.container.reload()
+        started = datetime.fromisoformat(self.container.attrs["State"]["StartedAt"][:19] + "+00:00")
+        log = self.container.logs(since=int(started.timestamp())).decode(errors="replace")
+        return len(THREAD_STARTED.findall(log)) - len(THREAD_ENDED.findall(log))
 
     def running(self) -> bool:
         """Return whether all profiles run."""
@@ -207,9 +265,9 @@ class FreeSwitch:
         everything, sqlite = self.shell("cat /var/run/freeswitch/heap").split()
         return int(everything), int(sqlite)
 
-    def registrations(self, profile: str) -> list[dict[str, str]]:
-        """Return what `sofia xmlstatus` lists as registered in `profile`."""
-        text = self.recorder.api(f"sofia xmlstatus profile {profile} reg").strip()
+    def registrations(self, profile: str, user: str = "") -> list[dict[str, str]]:
+        """Return what `sofia xmlstatus` lists as registered in `profile`, of `user` (USER@DOMAIN) only if given."""
+        text = self.recorder.api(f"sofia xmlstatus profile {profile} {f'user {user}' if user else 'reg'}").strip()
         return [
             {child.tag: child.text or "" for child in node}
             for node in ElementTree.fromstring(text).iterfind("registrations/registration")
@@ -229,14 +287,22 @@ class Lab:
     relay: tuple[str, int]
     gateway: str
     # The reports that came in the time of the test they belong to, per user.
+    # Tests side by side have users of their own, so that none counts twice.
     settled: Counter[str] = field(default_factory=Counter)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def is_report(self, event: Event) -> bool:
         return event.subclass == self.settings.esl_event
 
+    def reports(self, user: str) -> list[Event]:
+        """Return the reports of `user` so far, and take them for settled."""
+        events = self.freeswitch.recorder.events
+        found = [event for event in events if self.is_report(event) and event.get("from-user") == user]
+        self.settled[user] = len(found)
+        return found
+
     def user(self) -> str:
-        """Return a user that nobody has had before."""
+        """Return a user that nobody has had before, in whatever thread."""
         number = next(self._numbers)
         assert number < USERS, "more users needed than lab.USERS"
         return f"u{number:04}"
@@ -261,6 +327,19 @@ class Lab:
         assert answer == "ok\n", f"relay: {command}: {answer}"
 
 
+def gateway(network: Network) -> str:
+    """Return the IPv4 address of this machine on `network`.
+
+    An engine that has just started does not tell that of its default network:
+    it is then the first address of the subnet.
+    """
+    for pool in network.attrs["IPAM"]["Config"]:
+        subnet = ipaddress.ip_network(pool["Subnet"])
+        if subnet.version == 4:
+            return str(ipaddress.ip_interface(pool.get("Gateway") or next(subnet.hosts())).ip)
+    raise ToolkitError(f"network {network.name} has no IPv4 subnet")
+
+
 def ipv6_prefix(client: docker.DockerClient) -> str:
     """Return a prefix (/64) for a network, "" if the engine can't do IPv6."""
     token = secrets.token_hex(5)
@@ -283,11 +362,12 @@ def configure(
     spare: bool,
     parameters: Mapping[str, str] | None = None,
     heap: bool = False,
+    cpus: int = 0,
 ) -> Path:
     """Write the Compose file and all that it mounts to `directory`; return the Compose file.
 
     `parameters` are set in every profile, before its own. With `heap`
-    FreeSWITCH tells how much it has allocated.
+    FreeSWITCH tells how much it has allocated, with `cpus` it believes in so many.
     """
     templates = template.environment(HERE / "templates")
     profiles = [
@@ -295,6 +375,7 @@ def configure(
         for item in PROFILES
         if ipv6 or not item.ipv6
     ]
+    libraries = [name for name, wanted in (("heap", heap), ("cpus", cpus)) if wanted]
     values = {
         "image": image,
         "relay_image": f"{settings.image}:build",
@@ -304,7 +385,8 @@ def configure(
         "directory": directory,
         "ipv6": ipv6,
         "spare": spare,
-        "heap": heap,
+        "libraries": libraries,
+        "cpus": cpus,
         "profiles": profiles,
         "users": [f"u{number:04}" for number in range(USERS)],
     }
@@ -316,8 +398,8 @@ def configure(
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(templates.get_template(f"{Path(name).name}.j2").render(values))
     shutil.copy(HERE / "relay.py", directory)
-    if heap:
-        _compile_heap(settings, directory)
+    if libraries:
+        _compile(settings, directory, libraries)
     _certificates(directory / "tls")
     # FreeSWITCH runs as a user of its own, and the umask may be strict.
     for path in (directory, *directory.rglob("*")):
@@ -325,13 +407,14 @@ def configure(
     return directory / "compose.yml"
 
 
-def _compile_heap(settings: Settings, directory: Path) -> None:
-    command = "gcc -O2 -shared -fPIC -pthread -o /out/heap.so /heap.c"
-    volumes = {HERE / "heap.c": {"bind": "/heap.c", "mode": "ro"}, directory: {"bind": "/out"}}
+def _compile(settings: Settings, directory: Path, libraries: Sequence[str]) -> None:
+    """Make NAME.so in `directory` of each of the C files NAME.c of the tests."""
+    command = " && ".join(f"gcc -O2 -shared -fPIC -pthread -o /out/{name}.so /tests/{name}.c" for name in libraries)
+    volumes = {HERE: {"bind": "/tests", "mode": "ro"}, directory: {"bind": "/out"}}
     with engine.connect() as client:
         client.containers.run(
             f"{settings.image}:build",
-            command,
+            ["sh", "-c", command],
             volumes=volumes,
             labels={LABEL: "true"},
             network_disabled=True,
@@ -356,17 +439,22 @@ def start(
     spare: bool = False,
     parameters: Mapping[str, str] | None = None,
     heap: bool = False,
+    cpus: int = 0,
 ) -> Iterator[Lab]:
-    """Run the lab with the image `variant`; remove all of it in the end."""
+    """Run the lab with the image `variant`; remove all of it in the end.
+
+    `parameters`, `heap` and `cpus` as for `configure`. With `cpus` as many
+    threads handle messages from the start as FreeSWITCH ever has with so many.
+    """
     client = docker.from_env()
     try:
         project = f"tp-error-{secrets.token_hex(4)}"
         password = secrets.token_hex(16)
         image = f"{settings.image}:{variant}"
         ipv6 = ipv6_prefix(client)
-        file = configure(directory, settings, image, password, ipv6, spare, parameters, heap)
+        file = configure(directory, settings, image, password, ipv6, spare, parameters, heap, cpus)
         with _services(engine.compose_command(), str(file), project):
-            yield from _lab(client, settings, directory, image, project, password, ipv6)
+            yield from _lab(client, settings, directory, image, project, password, ipv6, cpus)
     finally:
         client.close()
 
@@ -390,6 +478,7 @@ def _lab(
     project: str,
     password: str,
     ipv6: str,
+    cpus: int,
 ) -> Iterator[Lab]:
     def container(service: str) -> Container | None:
         labels = [f"com.docker.compose.project={project}", f"com.docker.compose.service={service}"]
@@ -402,14 +491,14 @@ def _lab(
             return None
         network = found.attrs["NetworkSettings"]["Networks"][f"{project}_sip"]
         six = f"{ipv6}::5060" if ipv6 and service == "freeswitch" else ""
-        return FreeSwitch(found, network["IPAddress"], six, password, settings.esl_event)
+        return FreeSwitch(found, network["IPAddress"], six, password, settings.esl_event, cpus)
 
     freeswitch, spare, middle = switch("freeswitch"), switch("spare"), container("relay")
     assert freeswitch and middle, f"not all containers of {project} run"
     networks = middle.attrs["NetworkSettings"]["Networks"]
     address = networks[f"{project}_control"]["IPAddress"]
-    gateway = networks[f"{project}_sip"]["Gateway"]
-    lab = Lab(settings, image, password, directory, freeswitch, spare, (address, relay.PORT), gateway)
+    near = gateway(client.networks.get(f"{project}_sip"))
+    lab = Lab(settings, image, password, directory, freeswitch, spare, (address, relay.PORT), near)
     try:
         freeswitch.start(settings.start_timeout)
         if spare:

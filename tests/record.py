@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,10 @@ class Entry:
 
 @dataclass
 class Record:
-    """The results of the cases on one image; its `directory` is where the report goes."""
+    """The results of the cases on one image; its `directory` is where the report goes.
+
+    Cases may be noted in several threads.
+    """
 
     variant: str = "patched"
     started: datetime = field(default_factory=lambda: datetime.now().astimezone())
@@ -47,11 +51,13 @@ class Record:
     versions: dict[str, str] = field(default_factory=dict)
     subclass: str = ""
     directory: Path | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextlib.contextmanager
     def case(self, lab: Lab, case: Case) -> Iterator[Entry]:
         """Note what comes of `case`, whatever it is; a case with a kill is captured."""
-        self._note_lab(lab)
+        with self._lock:
+            self._note_lab(lab)
         entry = Entry(Player(lab, case, stock=self.variant == "stock"))
         began_ns = time.time_ns()
         verdict, problems = Verdict.PASSED, []
@@ -123,8 +129,9 @@ class Record:
         delays = [arrival * 1e3 for stage in measured for arrival in stage.arrivals]
         logs = {}
         if verdict in (Verdict.FAILED, Verdict.ERROR):
-            text = lab.freeswitch.container.logs(since=began_ns // 10**9, tail=EXCERPT).decode(errors="replace")
-            logs["FreeSWITCH"] = text
+            with self._lock:
+                log = lab.freeswitch.container.logs(since=began_ns // 10**9, tail=EXCERPT)
+            logs["FreeSWITCH"] = log.decode(errors="replace")
         # Stock code removes WebSocket registrations anyway: that counts where it was asked for.
         judged = [stage for stage in entry.stages if case.transport in ("tcp", "tls") or stage.expected.unregisters]
         expected = report.counted(
@@ -151,34 +158,51 @@ class Record:
         )
 
 
+def together(first: Record, *others: Record) -> Run:
+    """Return what the report on several records is made of, side by side."""
+    run = first.run()
+    for other in others:
+        run = replace(
+            run,
+            images=[*run.images, *other.images],
+            versions={**other.versions, **run.versions},
+            results=[*run.results, *other.results.values()],
+            subclass=run.subclass or other.subclass,
+        )
+    return run
+
+
 class Plugin:
     """Writes the report at the end of a pytest session in which cases were played, or should have been."""
 
     def __init__(self) -> None:
-        self.record = Record()
-        self.cases: list[Case] = []
+        # What is played, and what comes of it, by the number of CPUs.
+        self.cases: dict[int, list[Case]] = {}
+        self.records: dict[int, Record] = {}
         self.why = ""
         self.line = ""
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        functions = (item for item in session.items if isinstance(item, pytest.Function))
-        self.cases = [
-            cast(Case, function.callspec.params["case"])
-            for function in functions
-            if function.module.__name__ == "tests.test_matrix" and "case" in function.fixturenames
-        ]
+        for item in session.items:
+            if isinstance(item, pytest.Function) and item.module.__name__ == "tests.test_matrix":
+                given = getattr(item, "callspec", None)
+                if given and "case" in given.params:
+                    self.cases.setdefault(given.params["cpus"], []).append(given.params["case"])
+        self.records = {cpus: Record(f"patched, {cpus} CPUs") for cpus in self.cases}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "setup" and report.failed and "test_matrix.py::test_case" in report.nodeid:
             self.why = report.longreprtext.strip().splitlines()[-1]
 
     def pytest_sessionfinish(self) -> None:
-        if not self.record.results and not self.why:
+        if not any(record.results for record in self.records.values()) and not self.why:
             return
-        self.record.fill(self.cases, self.why or "the run was broken off before it")
-        run = self.record.run()
+        for cpus, record in self.records.items():
+            record.fill(self.cases[cpus], self.why or "the run was broken off before it")
+        run = together(*self.records.values())
+        directory = next((record.directory for record in self.records.values() if record.directory), None)
         try:
-            path = report.write(run, self.record.directory or load().report_directory)
+            path = report.write(run, directory or load().report_directory)
             self.line = f"death matrix: {len(run.results)} cases, {len(run.failures)} not passed; report in {path}"
         except ToolkitError as error:
             self.line = f"death matrix: {error}"

@@ -5,7 +5,8 @@
 Ends with the figures, and with status 1 if a report was missing or doubled,
 or if sockets, memory or registrations did not return to where they began.
 With --stock the stock image is soaked, which reports nothing: what its memory
-does is what the patched one's may do.
+does is what the patched one's may do. With --pending clients die while more is
+going on: the NOTIFY of mod_voicemail, subscriptions, calls.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rich.console import Console
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from scripts import terminal
+from scripts.bench.load import ECHO
 from scripts.settings import load
 from tests import lab as lab_module
 from tests.lab import DOMAIN, Lab
@@ -32,6 +34,10 @@ from tests.lab import DOMAIN, Lab
 TRANSPORTS = ("tcp", "tls", "ws", "wss")
 WORKERS = 3
 USERS = 400
+# Of so many cycles one subscribes, and one calls, before it dies.
+SUBSCRIBES, CALLS = 3, 5
+# What a lab needs for these, and for the NOTIFY.
+PENDING = {"manage-presence": "true", "send-message-query-on-register": "true"}
 # Before this many cycles the allocator, the pools and the caches still grow to their working size.
 WARM_UP = 2000
 # What is allocated may still grow by this much after the warm-up, however many cycles follow.
@@ -91,10 +97,18 @@ class Figures:
         ]
 
 
-def run(lab: Lab, cycles: int, profile: str = "main", limit: float = 3600.0, console: Console | None = None) -> Figures:
+def run(
+    lab: Lab,
+    cycles: int,
+    profile: str = "main",
+    limit: float = 3600.0,
+    console: Console | None = None,
+    pending: bool = False,
+) -> Figures:
     """Run `cycles` after a warm-up, for `limit` seconds at most; return the figures.
 
-    Needs a lab with `heap`. The progress is shown on `console` (default: not at all).
+    Needs a lab with `heap`, and with `pending`, where some clients subscribe or
+    call before they die, with the parameters PENDING. The progress is shown on `console` (default: not at all).
     """
     users = [lab.user() for _ in range(USERS)]
     switch = lab.freeswitch
@@ -107,7 +121,14 @@ def run(lab: Lab, cycles: int, profile: str = "main", limit: float = 3600.0, con
         try:
             client = lab.open(profile, transport)
             step = "register"
-            call_id = client.register(users[number % USERS], lab.password, DOMAIN)
+            user = users[number % USERS]
+            call_id = client.register(user, lab.password, DOMAIN)
+            if pending and number % SUBSCRIBES == 0:
+                step = "subscribe"
+                client.subscribe(user, lab.password, DOMAIN, users[0])
+            if pending and number % CALLS == 0:
+                step = "call"
+                client.invite(user, lab.password, DOMAIN, ECHO)
         except (OSError, AssertionError, ValueError, LocalProtocolError, RemoteProtocolError) as error:
             figures.failures[f"{transport}: {step}: {type(error).__name__}: {error}"] += 1
             return ""
@@ -118,6 +139,9 @@ def run(lab: Lab, cycles: int, profile: str = "main", limit: float = 3600.0, con
         for call_id in pool.map(cycle, range(start, start + count)):
             if call_id:
                 calls.add(call_id)
+        if pending:
+            # Nobody else ends these: that is not what is soaked.
+            switch.recorder.api("hupall")
 
     def weigh() -> None:
         everything, sqlite = switch.heap()
@@ -167,20 +191,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Connect, register, die: many times.")
     parser.add_argument("--cycles", type=int, default=10000, help="how often (default: %(default)s)")
     parser.add_argument("--profile", default="main", help="profile of the lab (default: %(default)s)")
+    parser.add_argument(
+        "--cpus", type=int, default=0, help="CPUs that FreeSWITCH believes in (default: those of this machine)"
+    )
     parser.add_argument("--stock", action="store_true", help="soak the stock image")
+    parser.add_argument("--pending", action="store_true", help="with NOTIFYs, subscriptions and calls pending")
     parser.add_argument("--limit", type=float, default=3600, help="end after so many seconds (default: %(default)s)")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress, and only what is not OK")
     options = parser.parse_args(arguments)
     if options.cycles < 10:
         parser.error(f"--cycles {options.cycles}: at least 10")
+    if options.cpus < 0:
+        parser.error(f"--cpus {options.cpus}: a number of CPUs, or 0")
     terminal.configure(options.quiet)
     console = get_console()
     variant = "stock" if options.stock else "patched"
     with (
         tempfile.TemporaryDirectory() as directory,
-        lab_module.start(load(), Path(directory), variant, heap=True) as lab,
+        lab_module.start(
+            load(),
+            Path(directory),
+            variant,
+            heap=True,
+            cpus=options.cpus,
+            parameters=PENDING if options.pending else None,
+        ) as lab,
     ):
-        figures = run(lab, options.cycles, options.profile, options.limit, console)
+        figures = run(lab, options.cycles, options.profile, options.limit, console, options.pending)
     for line in figures.lines():
         console.print(line, soft_wrap=True)
     for problem in figures.problems():

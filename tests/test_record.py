@@ -110,17 +110,21 @@ def test_storm_has_no_delay_and_counts_no_stock_unregisters(lab: Any) -> None:
 
 def test_session_writes_what_was_played_and_what_was_not(lab: Any) -> None:
     plugin = Plugin()
-    with plugin.record.case(lab, FIN) as entry:
-        entry.stages = [stage(FIN.steps[2], [0.002])]
-    plugin.cases = [KILL, FIN]
+    plugin.cases = {2: [KILL, FIN], 16: [FIN]}
+    plugin.records = {cpus: Record(f"patched, {cpus} CPUs") for cpus in plugin.cases}
+    for each in plugin.records.values():
+        with each.case(lab, FIN) as entry:
+            entry.stages = [stage(FIN.steps[2], [0.002])]
     plugin.pytest_sessionfinish()
     document = json.loads((lab.settings.report_directory / "death-matrix.json").read_text())
-    assert [(item["case"], item["verdict"]) for item in document["results"]] == [
-        ("SIGKILL", "not run"),
-        ("FIN", "passed"),
+    assert [(item["image"], item["case"], item["verdict"]) for item in document["results"]] == [
+        ("patched, 2 CPUs", "SIGKILL", "not run"),
+        ("patched, 2 CPUs", "FIN", "passed"),
+        ("patched, 16 CPUs", "FIN", "passed"),
     ]
     assert document["versions"]["patch series"] == "abc" and document["versions"]["docker"] == "20.10"
-    assert "2 cases, 1 not passed; report in" in plugin.line
+    assert "freeswitch (patched, 16 CPUs)" in document["versions"]
+    assert "3 cases, 1 not passed; report in" in plugin.line
     assert "the run was broken off before it" in (lab.settings.report_directory / "death-matrix.html").read_text()
 
 
@@ -132,8 +136,8 @@ def test_session_without_a_case_writes_nothing(tmp_path: Path, monkeypatch: pyte
 
 def test_lab_that_does_not_start_is_told(tmp_path: Path) -> None:
     plugin = Plugin()
-    plugin.record.directory = tmp_path
-    plugin.cases = [FIN]
+    plugin.records = {2: Record(directory=tmp_path)}
+    plugin.cases = {2: [FIN]}
     failed: Any = SimpleNamespace(
         when="setup", failed=True, nodeid="tests/test_matrix.py::test_case[x]", longreprtext="trace\nE   no engine\n"
     )
@@ -146,7 +150,8 @@ def test_lab_that_does_not_start_is_told(tmp_path: Path) -> None:
 def test_disk_that_is_full_costs_no_exception(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     plugin = Plugin()
-    plugin.record.directory, plugin.why, plugin.cases = tmp_path / "file" / "report", "broken", [FIN]
+    plugin.records = {2: Record(directory=tmp_path / "file" / "report")}
+    plugin.why, plugin.cases = "broken", {2: [FIN]}
     plugin.pytest_sessionfinish()
     assert plugin.line.startswith("death matrix: can't write the report to")
 
@@ -162,3 +167,10 @@ def test_comparison_has_both_images_and_judges_one(lab: Any) -> None:
     assert [(item.variant, item.came) for item in found] == [("patched", "1 report"), ("stock", "0 of 1")]
     assert run.failures == [] and run.name == "comparison"
     assert [image.variant for image in run.images] == ["patched", "stock"]
+
+
+def test_stock_plays_alone_what_breaks_the_connections_of_others() -> None:
+    cases = [Case("storm", "main", transport, STORM.steps) for transport in ("tls", "wss")]
+    assert [compare._for_stock(case).alone for case in cases] == [False, True]
+    # The outcomes are looked up by the case as it is in the table.
+    assert compare._for_stock(cases[1]) == cases[1] and hash(compare._for_stock(cases[1])) == hash(cases[1])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from scripts.events import parse
-from tests.lab import DEAD_PEER_TIMEOUT, DOMAIN, Lab
+from tests.lab import ALIAS_PORT, DEAD_PEER_TIMEOUT, DOMAIN, Lab
 from tests.sip import Client
 
 TRANSPORTS = ("tcp", "tls", "ws", "wss")
@@ -32,13 +32,17 @@ class Phone:
 
 @pytest.fixture
 def phones(lab: Lab) -> Iterator[list[Phone]]:
-    """Register one client per transport and moment, each known to be reachable."""
+    """Register one client per transport and moment, each known to be reachable, and one over the alias."""
     made = []
     for transport in TRANSPORTS:
         for send_at in SENDS:
             client, user = lab.open("silent", transport, through_relay=True), lab.user()
             client.register(user, lab.password, DOMAIN)
             made.append(Phone(client, user, transport, send_at))
+    # FreeSWITCH sends its requests from the profile's own port.
+    client, user = Client("tcp", lab.freeswitch.address, ALIAS_PORT, relay=lab.relay), lab.user()
+    client.register(user, lab.password, DOMAIN)
+    made.append(Phone(client, user, "tcp to the alias", None))
     for phone in made:
         if phone.send_at is not None:
             request(lab, phone.user)

@@ -27,7 +27,7 @@ JUNIT = """<?xml version="1.0" encoding="utf-8"?>
 <testcase classname="tests.test_base" name="test_b" time="0.0"><error message="ERROR at setup"/></testcase>
 </testsuite></testsuites>
 """
-GOOD = Trial("freeswitch", "v1.10.12", ("sofia-sip",), 37, True, 3)
+GOOD = Trial("freeswitch", "v1.11.1", ("sofia-sip",), 37, True, 3)
 BAD = Trial(
     "sofia-sip", "0123456789ab", (), 71, False, 0, 1, "0002-x.patch: hunk 3 of <b>tport.c</b> | does not match it"
 )
@@ -96,7 +96,7 @@ def test_series(settings: Settings, directory: Path) -> None:
     assert "The series applies." in releases and "**does not" not in releases
     assert "**The series does not apply.**" in tip
     assert rows(tip, "sofia-sip") == [["sofia-sip", "0123456789ab", "**no**", "71", "0", "1"]]
-    assert rows(releases, "freeswitch + sofia-sip") == [["freeswitch + sofia-sip", "v1.10.12", "yes", "37", "3", "0"]]
+    assert rows(releases, "freeswitch + sofia-sip") == [["freeswitch + sofia-sip", "v1.11.1", "yes", "37", "3", "0"]]
     assert "sofia-sip 0123456789ab: 0002-x.patch: hunk 3 of &lt;b&gt;tport.c&lt;/b&gt; &#124; does not" in tip
     only = summary.text(settings, [matrix.TIP_FILE])
     assert "Newest commits" in only and "Releases of" not in only

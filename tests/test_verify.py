@@ -234,12 +234,13 @@ def test_missing_image_is_named(lab: Settings) -> None:
 
 RUN = """
 import dataclasses, pathlib, sys
-from scripts import errors, scenario, settings
+from scripts import cli, errors, scenario, settings
 values = dataclasses.replace(settings.load(), image=sys.argv[1], report_directory=pathlib.Path(sys.argv[2]))
 try:
     scenario.run(values)
 except errors.ToolkitError as error:
-    sys.exit(f"error: {error}")
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(cli.status(error))
 """
 
 
@@ -259,7 +260,7 @@ def test_signal_leaves_a_report_and_nothing_else(
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     with intruder.at_work():
         _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == (130 if number == signal.SIGINT else 1)
     (line,) = errors.splitlines()
     assert line.startswith(f"error: verification broken off by {name}; report in ")
     assert {result["verdict"] for result in document(lab)["results"]} == {"not run"}

@@ -1,0 +1,55 @@
+"""Runs tests side by side that mostly wait: in threads, before pytest comes to them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+# What a test is called with, and what is there as long as it runs.
+Arguments = Callable[[pytest.Function], contextlib.AbstractContextManager[dict[str, Any]]]
+
+
+@contextlib.contextmanager
+def ahead(items: Iterable[pytest.Function], arguments: Arguments, lanes: int) -> Iterator[None]:
+    """Begin with the tests `items`, `lanes` at a time, in this order; pytest then only waits for each.
+
+    They get their `arguments` here: fixtures that pytest makes for one test at
+    a time are not for them. What has not begun when the context is left never does.
+    """
+    with ThreadPoolExecutor(lanes, "aside") as pool:
+        for item in items:
+            item.obj = _outcome(item.obj, pool.submit(_run, item, item.obj, arguments))
+        try:
+            yield
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _run(item: pytest.Function, test: Callable[..., None], arguments: Arguments) -> None:
+    with arguments(item) as given:
+        test(**given)
+
+
+def _outcome(test: Callable[..., None], future: Future[None]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def wait(**_: object) -> None:
+        future.result()
+
+    return wait
+
+
+def parameters(item: pytest.Function) -> dict[str, Any]:
+    """Return the parameters of the test `item`."""
+    return dict(item.callspec.params) if hasattr(item, "callspec") else {}
+
+
+def of_module(request: pytest.FixtureRequest) -> list[pytest.Function]:
+    """Return the tests of the module that asks, those that were selected."""
+    return [
+        item for item in request.session.items if isinstance(item, pytest.Function) and item.module is request.module
+    ]
