@@ -25,6 +25,7 @@ from scripts.settings import ROOT, Settings
 
 TEMPLATES = ROOT / "templates" / "bench"
 CONFIGURATION = "/etc/freeswitch"
+DATABASES = "/var/lib/freeswitch/db"
 # Everything is on loopback: a bridge and its packet filter would cost more than what is measured.
 HOST = "127.0.0.1"
 # Enough for 16,000 connections, and no more than engines usually allow.
@@ -35,11 +36,15 @@ UNREGISTER = "sofia::unregister"
 
 @dataclass(frozen=True)
 class Kind:
-    """What a container runs: the stage of the image and the parameters of its SIP profile."""
+    """What a container runs: the stage of the image and the parameters of its SIP profile.
+
+    With `every` it listens for TLS, WS and WSS as well, with certificates of its own making.
+    """
 
     name: str
     stage: str
     parameters: Mapping[str, str]
+    every: bool = False
 
 
 # The flag is what makes stock FreeSWITCH notice a lost connection at all.
@@ -47,6 +52,8 @@ STOCK = Kind("stock", "stock", {"tcp-unreg-on-socket-close": "true"})
 PLAIN = Kind("stock-plain", "stock", {})
 PATCHED = Kind("patched", "patched", {})
 REMOVING = Kind("patched-removing", "patched", {"tp-error-unregister": "true"})
+OFFENDED = Kind("patched-offended", "patched", {}, every=True)
+STOCK_OFFENDED = Kind("stock-offended", "stock", {}, every=True)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ class Box:
     password: str
     subclass: str
     esl: Esl
+    # By transport, those that are not TCP.
+    more_ports: Mapping[str, int] = field(default_factory=dict)
     _ports: Ports = field(default_factory=Ports)
 
     def __post_init__(self) -> None:
@@ -76,6 +85,10 @@ class Box:
     def target(self, connections: int) -> Target:
         """Return where to connect to; each call gets ports of the near end that were not used lately."""
         return Target(HOST, self.sip_port, self._ports.take(connections))
+
+    def targets(self) -> dict[str, tuple[str, int]]:
+        """Return where to connect to over each transport."""
+        return {transport: (HOST, port) for transport, port in {"tcp": self.sip_port, **self.more_ports}.items()}
 
     def reader(self) -> Reader:
         """Return a reader of what this kind fires for a lost connection."""
@@ -136,10 +149,17 @@ def free_ports(count: int) -> list[int]:
         return [int(item.getsockname()[1]) for item in sockets]
 
 
-def configuration(kind: Kind, sip_port: int) -> dict[str, str]:
-    """Return the files of the configuration, by their path below /etc/freeswitch."""
+def configuration(kind: Kind, sip_port: int, more_ports: Mapping[str, int] | None = None) -> dict[str, str]:
+    """Return the files of the configuration, by their path below /etc/freeswitch; `more_ports` are by transport."""
     templates = template.environment(TEMPLATES, markup=True)
-    values = {"host": HOST, "sip_port": sip_port, "parameters": kind.parameters, "number": ECHO}
+    values = {
+        "host": HOST,
+        "sip_port": sip_port,
+        "more_ports": more_ports or {},
+        "directory": DATABASES,
+        "parameters": kind.parameters,
+        "number": ECHO,
+    }
     files = {
         "autoload_configs/sofia.conf.xml": "sofia.conf.xml",
         "autoload_configs/switch.conf.xml": "switch.conf.xml",
@@ -177,16 +197,19 @@ class Yard:
     def box(self, kind: Kind) -> Iterator[Box]:
         """Run a FreeSWITCH of `kind`."""
         password = secrets.token_hex(16)
-        sip_port, esl_port = free_ports(2)
+        sip_port, esl_port, *others = free_ports(5 if kind.every else 2)
+        more_ports = dict(zip(("tls", "ws", "wss"), others, strict=False))
         container = self.client.containers.create(
             f"{self.settings.image}:{kind.stage}",
             name=f"{self.settings.image.replace('/', '-')}-{self.id}-{kind.name}-{secrets.token_hex(2)}",
             labels=self.labels,
             network_mode="host",
             # The tables are in memory: the disk is not what is measured.
-            tmpfs={"/var/lib/freeswitch/db": "mode=1777"},
+            tmpfs={DATABASES: "mode=1777"},
             ulimits=[Ulimit(name="nofile", soft=DESCRIPTORS, hard=DESCRIPTORS)],
             environment={
+                # The entrypoint refuses its own choice if this machine has a FreeSWITCH already.
+                "SIP_PORT": str(sip_port),
                 "ESL_PORT": str(esl_port),
                 "ESL_PASSWORD": password,
                 "SIP_DOMAIN": DOMAIN,
@@ -196,13 +219,13 @@ class Yard:
             healthcheck={"test": ["NONE"]},
         )
         try:
-            container.put_archive(CONFIGURATION, engine.tar(configuration(kind, sip_port)))
+            container.put_archive(CONFIGURATION, engine.tar(configuration(kind, sip_port, more_ports)))
             container.start()
             container.reload()
             esl = self._wait(kind, esl_port, password)
             subclass = UNREGISTER if kind.stage == "stock" else self.settings.esl_event
             try:
-                yield Box(kind, _process(container), sip_port, esl_port, password, subclass, esl)
+                yield Box(kind, _process(container), sip_port, esl_port, password, subclass, esl, more_ports)
             finally:
                 esl.sock.close()
         finally:

@@ -92,12 +92,146 @@ class Curve:
     y: Sequence[float]
 
 
+@dataclass(frozen=True)
+class Marks:
+    """The worst of many values, the value that 1 % are above, and the median; seconds, or ratios."""
+
+    worst: float
+    late: float
+    median: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Marks:
+        """Return the marks of `values`. Raises ValueError if there are none."""
+        return cls(quantile(values, 1), quantile(values, 0.99), quantile(values, 0.5))
+
+    @classmethod
+    def usual(cls, several: Sequence[Marks]) -> Marks:
+        """Return what is usual among `several`: the median of each mark."""
+        return cls(*(median(values) for values in zip(*map(cls.each, several), strict=True)))
+
+    def each(self) -> tuple[float, float, float]:
+        return self.worst, self.late, self.median
+
+    def over(self, base: Marks) -> Marks:
+        """Return how many times those of `base` they are."""
+        return Marks(*(mine / others for mine, others in zip(self.each(), base.each(), strict=True)))
+
+    def __str__(self) -> str:
+        return " / ".join(map(number, self.each()))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What clients met beside others that offend, or beside nobody.
+
+    `answers` are the seconds that each REGISTER took to be answered, the time
+    waited in vain included, which `unanswered` counts; `reports` those from
+    each death to its report, and `lost` how many never came.
+    """
+
+    answers: Sequence[float]
+    unanswered: int = 0
+    reports: Sequence[float] = ()
+    lost: int = 0
+
+
+@dataclass(frozen=True)
+class Offence:
+    """What clients that do `name`, over `over`, did to the others; `stock` is what one did to those of stock."""
+
+    name: str
+    over: Sequence[str]
+    sample: Sample
+    stock: Sample | None = None
+
+
+@dataclass(frozen=True)
+class Offences:
+    """What crowds of `count` offenders did to others, one after the other.
+
+    `idle` are samples of the same load beside nobody, in between; they took
+    `seconds` in all, and each sample about `window` seconds.
+    """
+
+    count: int
+    window: float
+    idle: Sequence[Sample]
+    stock_idle: Sequence[Sample]
+    found: Sequence[Offence]
+    seconds: float = 0.0
+
+    def rows(self) -> list[list[str]]:
+        """Return the cells of the table; that of nobody comes first, as the range of its ratios."""
+        answers = Marks.usual([Marks.of(item.answers) for item in self.idle])
+        reports = Marks.usual([Marks.of(item.reports) for item in self.idle])
+        cells = [["nothing: they are not there", "", *self._idle_cells(answers, reports), self._stock_idle()]]
+        for offence in self.found:
+            cells.append(
+                [
+                    offence.name,
+                    ", ".join(offence.over),
+                    *_mark_cells(offence.sample.answers, answers),
+                    *_mark_cells(offence.sample.reports, reports),
+                    str(offence.sample.unanswered + offence.sample.lost),
+                    self._stock(offence.stock),
+                ]
+            )
+        return cells
+
+    def _idle_cells(self, answers: Marks, reports: Marks) -> list[str]:
+        found: list[str] = []
+        for base, each in (
+            (answers, [Marks.of(item.answers) for item in self.idle]),
+            (reports, [Marks.of(item.reports) for item in self.idle]),
+        ):
+            ranges = zip(*(marks.over(base).each() for marks in each), strict=True)
+            found += [
+                number(base.worst * 1e3),
+                " / ".join(f"{number(min(values))}–{number(max(values))}" for values in ranges),
+            ]
+        return [*found, str(sum(item.unanswered + item.lost for item in self.idle))]
+
+    def _stock_idle(self) -> str:
+        return number(self._stock_base() * 1e3) if self.stock_idle else ""
+
+    def _stock_base(self) -> float:
+        return median(max(item.answers) for item in self.stock_idle)
+
+    def _stock(self, sample: Sample | None) -> str:
+        if not sample:
+            return ""
+        worst = max(sample.answers)
+        never = f", {sample.unanswered} never" if sample.unanswered else ""
+        return f"{number(worst * 1e3)} ({number(worst / self._stock_base())} ×{never})"
+
+
+OFFENCE_HEADINGS = (
+    "each of the crowd",
+    "over",
+    "worst answer, ms",
+    "answers ÷ idle",
+    "worst report, ms",
+    "reports ÷ idle",
+    "never came",
+    "stock, one such client: worst answer, ms",
+)
+
+
+def _mark_cells(values: Sequence[float], base: Marks) -> list[str]:
+    if not values:
+        return ["", ""]
+    marks = Marks.of(values)
+    return [number(marks.worst * 1e3), str(marks.over(base))]
+
+
 @dataclass
 class Outcome:
     """A whole benchmark.
 
     `notes` says in words what no figure does; `curves` are by plot; `kamailio`
-    is its version if it was measured, too.
+    is its version if it was measured, too; `offences` is None if there was no
+    crowd of offenders.
     """
 
     started: str
@@ -109,6 +243,7 @@ class Outcome:
     curves: dict[str, list[Curve]] = field(default_factory=dict)
     seconds: float = 0.0
     kamailio: str = ""
+    offences: Offences | None = None
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -196,7 +331,8 @@ def show(outcome: Outcome, console: Console) -> None:
         verdict = {True: f"{figure.target}: met", False: f"{figure.target}: NOT met", None: ""}[figure.met]
         style = {True: "green", False: "bold red", None: ""}[figure.met]
         table.add_row(Text(f"{figure.name}{unit}"), *map(Text, cells), Text(verdict, style))
-    console.print(table)
+    if outcome.figures:
+        console.print(table)
     for note in outcome.notes:
         console.print(f"- {note}", markup=False)
 

@@ -16,10 +16,10 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Self
 
 from scripts.errors import ToolkitError
 
@@ -28,8 +28,8 @@ ECHO = "9196"
 # Requests in flight. More than FreeSWITCH can handle at once, fewer than it refuses.
 WINDOW = 64
 TIMEOUT = 60.0
-# FreeSWITCH now and then loses all requests it is busy with, stock as well. After
-# so many seconds without any answer they are sent once more, and counted.
+# After so many seconds without any answer, requests are sent once more and counted. Stock FreeSWITCH
+# destroys all that come in a second or more where they are above `max-recv-requests-per-second`.
 PATIENCE = 5.0
 # Ports are taken by hand: the kernel's own range is used up by what is in TIME_WAIT.
 FIRST_PORT, LAST_PORT = 10000, 60999
@@ -91,18 +91,18 @@ def split(buffer: bytes) -> tuple[list[bytes], bytes]:
         buffer = rest[size:]
 
 
-def register(name: str, near: tuple[str, int], sequence: int) -> bytes:
+def register(name: str, near: tuple[str, int], sequence: int, transport: str = "tcp") -> bytes:
     """Return a REGISTER of `name`; those with a higher `sequence` refresh it."""
     host, port = near
     return (
         f"REGISTER sip:{DOMAIN} SIP/2.0\r\n"
-        f"Via: SIP/2.0/TCP {host}:{port};branch=z9hG4bK{name}{port}{sequence};rport\r\n"
+        f"Via: SIP/2.0/{transport.upper()} {host}:{port};branch=z9hG4bK{name}{port}{sequence};rport\r\n"
         "Max-Forwards: 70\r\n"
         f"From: <sip:{name}@{DOMAIN}>;tag={name}{port}\r\n"
         f"To: <sip:{name}@{DOMAIN}>\r\n"
         f"Call-ID: {name}-{port}@{host}\r\n"
         f"CSeq: {sequence} REGISTER\r\n"
-        f"Contact: <sip:{name}@{host}:{port};transport=tcp>\r\n"
+        f"Contact: <sip:{name}@{host}:{port};transport={transport}>\r\n"
         "Expires: 3600\r\n"
         "User-Agent: bench\r\n"
         "Content-Length: 0\r\n\r\n"
@@ -364,20 +364,11 @@ def raise_limit(descriptors: int) -> None:
         ) from None
 
 
-def _serve(pipe: Connection, target: Target, names: Sequence[str]) -> None:
-    """Carry out commands that come through `pipe`, until it's closed."""
+def obey(pipe: Connection, commands: Mapping[str, Callable[..., Any]]) -> None:
+    """Carry out `commands` that come through `pipe`, until it's closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    clients = Clients(target, names)
-    commands: dict[str, Callable[..., Any]] = {
-        "register": clients.register,
-        "refresh": clients.refresh,
-        "finish": clients.finish,
-        "call": lambda count, window: call(target, count, window),
-        "probe": lambda pause: probe(target, pipe.poll, pause),
-    }
     with contextlib.suppress(EOFError, KeyboardInterrupt):
-        raise_limit(len(names))
         while True:
             command, *arguments = pipe.recv()
             if command == "stop":
@@ -388,17 +379,39 @@ def _serve(pipe: Connection, target: Target, names: Sequence[str]) -> None:
                 pipe.send(ToolkitError(str(error)))
 
 
-class Owner:
-    """The process that owns the clients, seen from outside. A context manager; leaving it kills the process."""
+def _serve(pipe: Connection, target: Target, names: Sequence[str]) -> None:
+    """Carry out commands that come through `pipe`, until it's closed."""
+    clients = Clients(target, names)
 
-    def __init__(self, target: Target, names: Sequence[str] = ()) -> None:
-        self.names = names
+    def register_all() -> Pace:
+        raise_limit(len(names))
+        return clients.register()
+
+    obey(
+        pipe,
+        {
+            "register": register_all,
+            "refresh": clients.refresh,
+            "finish": clients.finish,
+            "call": lambda count, window: call(target, count, window),
+            "probe": lambda pause: probe(target, pipe.poll, pause),
+        },
+    )
+
+
+class Worker:
+    """A process that serves commands, seen from outside. A context manager; leaving it kills the process.
+
+    `serve` gets the far end of the pipe (see `obey`) and the `arguments`.
+    """
+
+    def __init__(self, serve: Callable[..., None], *arguments: object) -> None:
         self._pipe, far = processes.Pipe()
-        self._process = processes.Process(target=_serve, args=(far, target, names), daemon=True)
+        self._process = processes.Process(target=serve, args=(far, *arguments), daemon=True)
         self._process.start()
         far.close()
 
-    def __enter__(self) -> Owner:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -407,7 +420,7 @@ class Owner:
         self._pipe.close()
 
     def begin(self, command: str, *arguments: object) -> None:
-        """Start `command` (see `_serve`); `result` waits for it."""
+        """Start `command`; `result` waits for it."""
         try:
             self._pipe.send((command, *arguments))
         except OSError:
@@ -435,3 +448,11 @@ class Owner:
         now = time.monotonic_ns()
         os.kill(self._process.pid, signal.SIGKILL)
         return now
+
+
+class Owner(Worker):
+    """The process that owns the clients `names`, which `_serve` commands are about."""
+
+    def __init__(self, target: Target, names: Sequence[str] = ()) -> None:
+        self.names = names
+        super().__init__(_serve, target, names)

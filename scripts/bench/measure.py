@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from scripts.bench.box import Box, Memory
-from scripts.bench.load import Owner, Pace, Target, user
+from scripts.bench.crowd import Met, serve_crowd
+from scripts.bench.figures import Sample
+from scripts.bench.load import Owner, Pace, Target, Worker, user
 from scripts.bench.stream import Reader, Stamped
 from scripts.errors import ToolkitError
 
@@ -19,6 +21,10 @@ from scripts.errors import ToolkitError
 SETTLE = 1.0
 # Seconds without a report after which the rest counts as lost, and for a whole storm.
 SILENCE, LIMIT = 10.0, 300.0
+# The same beside offenders.
+LOST = 3.0
+# Seconds for a crowd to come and to go, and for which the others have been at it before it offends.
+LEAD = 0.2
 DISCONNECTED = "socket-disconnection"
 
 
@@ -302,3 +308,41 @@ def flood(box: Box, events: int, batch: int = 200) -> Burden:
     quiet(box)
     resident.append(box.memory().resident)
     return Burden(sent, answers, resident)
+
+
+def sample(met: Met, events: Sequence[Stamped], reported: bool = True) -> Sample:
+    """Return what the others met; `events` has their reports if deaths are `reported` at all."""
+    if not reported:
+        return Sample(met.answers, met.unanswered)
+    arrived = {event.headers.get("from-user", ""): event.arrived_ns for event in events if is_report(event)}
+    times = [(arrived[name] - died) / 1e9 for name, died in met.deaths.items() if name in arrived]
+    return Sample(met.answers, met.unanswered, times, len(met.deaths) - len(times))
+
+
+def beside(
+    box: Box, others: Worker, reader: Reader | None, seconds: float, offender: str = "", over: Sequence[str] = ()
+) -> Sample:
+    """Let the others live for `seconds` beside a crowd that does what `offender` does, a client for each of `over`.
+
+    Without a name there is nobody else; without a `reader` no reports are
+    waited for. Raises ToolkitError if the crowd can't come.
+    """
+    with contextlib.ExitStack() as stack:
+        crowd = stack.enter_context(Worker(serve_crowd)) if offender else None
+        if crowd:
+            crowd.do("come", offender, over, box.targets())
+            time.sleep(LEAD)
+        before = reader.count if reader else 0
+        others.begin("live", seconds)
+        if crowd:
+            time.sleep(LEAD)
+            crowd.do("offend")
+        met: Met = others.result()
+        events: list[Stamped] = []
+        if reader:
+            # While the offenders are still there.
+            reader.wait(before + len(met.deaths), LOST, LIMIT)
+            events = reader.take()
+    time.sleep(LEAD)
+    box.forget()
+    return sample(met, events, reader is not None)

@@ -82,13 +82,13 @@ def frame(data: bytes, position: int) -> tuple[dict[str, str], int, int] | None:
     end = data.find(b"\n\n", position)
     if end < 0:
         return None
-    headers = _headers(data[position:end])
+    headers = parse_headers(data[position:end])
     start = end + 2
     stop = start + int(headers.get("Content-Length", 0))
     return (headers, start, stop) if stop <= len(data) else None
 
 
-def _headers(text: bytes) -> dict[str, str]:
+def parse_headers(text: bytes) -> dict[str, str]:
     pairs = (line.partition(":") for line in text.decode(errors="replace").splitlines())
     return {name.strip(): unquote(value.strip()) for name, _, value in pairs}
 
@@ -104,7 +104,7 @@ def parse(chunks: Sequence[tuple[int, bytes]]) -> Iterator[Stamped]:
     while found := frame(data, position):
         headers, start, position = found
         if headers.get("Content-Type") == "text/event-plain":
-            inner = _headers(data[start:position].partition(b"\n\n")[0])
+            inner = parse_headers(data[start:position].partition(b"\n\n")[0])
             yield Stamped(inner, chunks[bisect_left(ends, position)][0])
 
 

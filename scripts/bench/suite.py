@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
+import re
 import shutil
 import signal
 import time
@@ -23,12 +25,29 @@ from rich.console import Console
 
 from scripts import template, terminal
 from scripts.bench import kamailio, measure, plot
-from scripts.bench.box import PATCHED, PLAIN, REMOVING, STOCK, TEMPLATES, Box, Kind, Yard, yard
+from scripts.bench.box import (
+    OFFENDED,
+    PATCHED,
+    PLAIN,
+    REMOVING,
+    STOCK,
+    STOCK_OFFENDED,
+    TEMPLATES,
+    Box,
+    Kind,
+    Yard,
+    yard,
+)
+from scripts.bench.crowd import serve_others
 from scripts.bench.figures import (
+    OFFENCE_HEADINGS,
     Curve,
     Figure,
+    Offence,
+    Offences,
     Outcome,
     Rule,
+    Sample,
     Target,
     headings,
     machine,
@@ -39,8 +58,9 @@ from scripts.bench.figures import (
     write,
 )
 from scripts.bench.kamailio import Kamailio
-from scripts.bench.load import WINDOW, raise_limit
+from scripts.bench.load import WINDOW, Worker, raise_limit
 from scripts.bench.measure import Server
+from scripts.bench.offenders import OFFENDERS
 from scripts.errors import ToolkitError
 from scripts.settings import ROOT, Settings
 
@@ -71,17 +91,20 @@ class Plan:
     idle_runs: int
     burden: int
     flood: int
+    crowd: int
+    crowd_seconds: float
+    crowd_idles: int
 
 
 QUICK = Plan(
     storm=1000, storm_runs=2, sizes=(500, 2000), size_runs=1, registrations=200, refreshes=1, registrar_runs=3,
     calls=100, call_runs=3, footprint=500, footprint_runs=1, fins=100, fin_runs=1, idle=10, idle_runs=1, burden=300,
-    flood=0,
+    flood=0, crowd=20, crowd_seconds=0.5, crowd_idles=3,
 )  # fmt: skip
 FULL = Plan(
     storm=4000, storm_runs=5, sizes=(1000, 2000, 4000, 8000, 16000), size_runs=2, registrations=700, refreshes=1,
     registrar_runs=15, calls=300, call_runs=9, footprint=2000, footprint_runs=4, fins=500, fin_runs=3, idle=10,
-    idle_runs=3, burden=2000, flood=110_000,
+    idle_runs=3, burden=2000, flood=110_000, crowd=100, crowd_seconds=2.5, crowd_idles=8,
 )  # fmt: skip
 
 
@@ -292,8 +315,7 @@ def storm(bench: Bench) -> None:
             third=third,
         ),
     )
-    _note_repeated(bench, "FreeSWITCH", stock, patched, removing)
-    _note_repeated(bench, "Kamailio", third)
+    _add_repeated(bench, f"storms of {plan.storm:,}", stock, [*patched, *removing], third)
     bench.outcome.curves["storm"] = [
         Curve(box.name, result.times, list(range(1, len(result.times) + 1)))
         for box, results in zip(boxes, (stock, patched, removing, third), strict=False)
@@ -302,16 +324,25 @@ def storm(bench: Bench) -> None:
     ]
 
 
-def _note_repeated(bench: Bench, who: str, *results: Sequence[measure.Storm]) -> None:
-    """Say how many requests had to be sent once more to have all clients registered."""
-    storms = [storm for found in results for storm in found]
-    repeated = sum(storm.registered.repeated for storm in storms)
-    if repeated:
-        total = sum(storm.connections for storm in storms)
-        bench.outcome.notes.append(
-            f"{who} left {repeated} of {total:,} REGISTER requests without an answer while a storm was prepared; "
-            "they were sent once more."
+def _add_repeated(
+    bench: Bench,
+    title: str,
+    stock: Sequence[measure.Storm],
+    patched: Sequence[measure.Storm],
+    third: Sequence[measure.Storm],
+) -> None:
+    """Add how many REGISTERs stayed without an answer while storms were prepared, and had to be sent once more."""
+    bench.add(
+        compared(
+            f"{title}: REGISTER without an answer before the storm",
+            "",
+            lambda result: result.registered.repeated,
+            stock,
+            patched,
+            target=Target(Rule.PATCHED_AT_MOST, 0),
+            third=third,
         )
+    )
 
 
 def sizes(bench: Bench) -> None:
@@ -372,8 +403,7 @@ def sizes(bench: Bench) -> None:
             )
         )
 
-    _note_repeated(bench, "FreeSWITCH", every[STOCK.name], every[PATCHED.name])
-    _note_repeated(bench, "Kamailio", every.get(kamailio.NAME, []))
+    _add_repeated(bench, "these storms", every[STOCK.name], every[PATCHED.name], every.get(kamailio.NAME, []))
 
     def curves(value: Callable[[measure.Storm], float]) -> list[Curve]:
         return [
@@ -573,6 +603,51 @@ def _burden_figures(bench: Bench, title: str, stock: measure.Burden, patched: me
     )
 
 
+def offenders(bench: Bench) -> None:
+    """What becomes of others beside a crowd of offenders of each kind; stock has one of some."""
+    plan, start = bench.plan, time.monotonic()
+    (box,) = bench.boxes(OFFENDED)
+    found: dict[str, Sample] = {}
+    idle: list[Sample] = []
+    # Beside nobody in between, so that what the machine does meanwhile is in both.
+    every = math.ceil(len(OFFENDERS) / (plan.crowd_idles - 1))
+    with box.reader() as reader, Worker(serve_others, box.targets()) as others:
+        bench.say("warm-up")
+        measure.beside(box, others, reader, plan.crowd_seconds)
+        for number, offender in enumerate(OFFENDERS):
+            if number % every == 0:
+                idle.append(measure.beside(box, others, reader, plan.crowd_seconds))
+            bench.say(f"{plan.crowd} clients, each: {offender.name}")
+            found[offender.name] = measure.beside(
+                box, others, reader, plan.crowd_seconds, offender.name, offender.crowd(plan.crowd)
+            )
+        idle.append(measure.beside(box, others, reader, plan.crowd_seconds))
+    if not all(item.reports for item in idle):
+        raise ToolkitError(f"no death was reported, though nobody offended ({box.name})")
+    (box,) = bench.boxes(STOCK_OFFENDED)
+    stock: dict[str, Sample] = {}
+    with Worker(serve_others, box.targets()) as others:
+        bench.say("stock, warm-up")
+        measure.beside(box, others, None, plan.crowd_seconds)
+        stock_idle = [measure.beside(box, others, None, plan.crowd_seconds)]
+        for offender in OFFENDERS:
+            if offender.on_stock:
+                bench.say(f"stock, one client: {offender.name}")
+                stock[offender.name] = measure.beside(
+                    box, others, None, plan.crowd_seconds, offender.name, [offender.on_stock]
+                )
+    bench.outcome.offences = Offences(
+        plan.crowd,
+        plan.crowd_seconds,
+        idle,
+        stock_idle,
+        [Offence(item.name, item.transports, found[item.name], stock.get(item.name)) for item in OFFENDERS],
+        time.monotonic() - start,
+    )
+    for cells in bench.outcome.offences.rows():
+        bench.console.print("  " + "; ".join(filter(None, cells)), markup=False)
+
+
 PARTS: dict[str, Callable[[Bench], None]] = {
     "idle": idle,
     "latency": latency,
@@ -582,30 +657,52 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "calls": calls,
     "footprint": footprint,
     "burden": burden,
+    "offenders": offenders,
 }
 
 
 def publish(outcome: Outcome, files: Sequence[Path], directory: Path) -> Path:
-    """Copy the plots to `directory`/benchmark and write `directory`/benchmark.md; return that."""
+    """Copy the plots to `directory`/benchmark and write `directory`/benchmark.md; return that.
+
+    An outcome with offenders only replaces their section of the page that is there.
+    """
+    path = directory / "benchmark.md"
+    if outcome.offences and not outcome.figures and path.exists():
+        path.write_text(with_section(path.read_text(), render("offenders.md.j2", outcome)))
+        return path
     plots = directory / "benchmark"
     plots.mkdir(parents=True, exist_ok=True)
     for file in files:
         shutil.copyfile(file, plots / file.name)
-    path = directory / "benchmark.md"
     path.write_text(page(outcome))
     return path
 
 
 def page(outcome: Outcome) -> str:
     """Return docs/benchmark.md."""
+    return render("benchmark.md.j2", outcome)
+
+
+def with_section(text: str, section: str) -> str:
+    """Return the page `text` with `section` in the place of the one that has its heading, or else before Machine."""
+    heading, *_ = section.partition("\n")
+    old = re.compile(rf"(?ms)^{re.escape(heading)}\n.*?(?=^## |\Z)")
+    if not old.search(text):
+        old = re.compile(r"(?m)^(?=## Machine$)|\Z")
+    return old.sub(lambda _: section, text, count=1)
+
+
+def render(name: str, outcome: Outcome) -> str:
+    """Return what the template `name` makes of `outcome`."""
     return (
         template.environment(TEMPLATES)
-        .get_template("benchmark.md.j2")
+        .get_template(name)
         .render(
             outcome=outcome,
             plan=QUICK if outcome.quick else FULL,
             headings=headings(bool(outcome.kamailio)),
             rows=rows(outcome.figures, bool(outcome.kamailio)),
+            offence_headings=OFFENCE_HEADINGS,
             window=WINDOW,
         )
     )
