@@ -9,9 +9,11 @@ import dataclasses
 import email
 import email.policy
 import email.utils
+import json
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,23 +36,24 @@ FORMAT = (
     "--zero-commit", "--no-stat", "--no-signature", "--no-numbered", "--no-attach", "--no-thread",
     "--no-encode-email-headers", "--subject-prefix=PATCH", "--filename-max-length=200",
 )  # fmt: skip
-# Files in .git that tell of an operation of git that waits for its user.
-OPERATIONS = {
-    "CHERRY_PICK_HEAD": "cherry-pick",
-    "sequencer": "cherry-pick",
-    "rebase-merge": "rebase",
-    "rebase-apply": "am",
-    "MERGE_HEAD": "merge",
-}
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The series of one upstream, as files: texts by name, and whether they differ from those in patches/."""
+    """The series of one upstream, as files: texts by name, and which of them differ from those in patches/.
+
+    `removed` are files that were there and are none of the series any more.
+    """
 
     upstream: str
     texts: Mapping[str, str]
-    changed: bool
+    written: tuple[str, ...]
+    removed: tuple[str, ...]
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything to write or to remove."""
+        return bool(self.written or self.removed)
 
 
 def import_series(settings: Settings, console: Console | None = None, base: Settings | None = None) -> None:
@@ -59,29 +62,30 @@ def import_series(settings: Settings, console: Console | None = None, base: Sett
     Where it does not apply to the pin, it is carried over from the pin of
     `base` (None: invoke.yaml), and conflicts are left in the tree, as git shows
     them. Raises ToolkitError if there are some, or if a tree has changes of
-    the user.
+    the user. Whatever else fails or interrupts it leaves the trees as they were.
     """
     console = console or get_console()
     base = base or settings_module.load()
-    conflicts = []
+    conflicts: list[str] = []
+    done: list[str] = []
     with sources.locked(settings, console):
         for source in settings.sources:
-            check_idle(source)
             patchset.own_tree(source)
             _check_branch(source)
-        for source in settings.sources:
-            try:
-                outcome = patchset.check_source(settings, source)
-            except ToolkitError as error:
-                conflicts += _carry_over(settings, source, base, error, console)
-                continue
-            if outcome.patches:
-                patchset.apply_source(source, outcome.patches)
-                local(source.path, "checkout", "--quiet", "-B", BRANCH)
-                number = len(outcome.patches)
-                console.print(
-                    f"{source.name}: {number} commits on branch {BRANCH} in {short(source.path)}", soft_wrap=True
-                )
+        with _restoring(settings.sources):
+            for source in settings.sources:
+                try:
+                    outcome = patchset.check_source(settings, source)
+                except ToolkitError as error:
+                    conflicts += _carry_over(settings, source, base, error, console)
+                    continue
+                if outcome.patches:
+                    patchset.apply_source(source, outcome.patches)
+                    local(source.path, "checkout", "--quiet", "-B", BRANCH)
+                    number = len(outcome.patches)
+                    done.append(f"{source.name}: {number} commits on branch {BRANCH} in {short(source.path)}")
+    for line in done:
+        console.print(line, soft_wrap=True)
     if conflicts:
         raise ToolkitError("; ".join(conflicts))
 
@@ -114,23 +118,40 @@ def export_series(settings: Settings, console: Console | None = None, base: Sett
             _adopt(settings, source)
     for item in exported:
         if item.texts or item.changed:
+            count = f"{len(item.written)} of {len(item.texts)}" if item.changed else str(len(item.texts))
             state = "written" if item.changed else "unchanged"
+            removed = f", {len(item.removed)} removed" if item.removed else ""
             console.print(
-                f"{item.upstream}: {len(item.texts)} patches {state} in {short(settings.patches)}", soft_wrap=True
+                f"{item.upstream}: {count} patches {state}{removed} in {short(settings.patches)}", soft_wrap=True
             )
     return exported
 
 
-def check_idle(source: Source) -> None:
-    """Raise ToolkitError if an operation of git in the tree of `source` waits for its user."""
-    for name, operation in OPERATIONS.items():
-        if (source.path / ".git" / name).exists():
-            if operation == "am" and "applying" in sources.require(source).config:
-                continue
-            raise ToolkitError(
-                f"{source.name}: {short(source.path)} is in the middle of a `git {operation}`: resolve the conflicts, "
-                f"then `git -C {source.path} {operation} --continue`, or give up with --abort"
-            )
+@contextmanager
+def _restoring(every: Sequence[Source]) -> Iterator[None]:
+    """Put the trees of `every` source, which have no changes, back as they were if something is raised."""
+    names = ("--abbrev-ref", "HEAD")
+    before = [
+        (source, sources.require(source), local(source.path, "rev-parse", *names).strip(), _tip(source))
+        for source in every
+    ]
+    try:
+        yield
+    except BaseException:
+        for source, tree, checked_out, tip in before:
+            patchset.restore(source, tree)
+            if tip:
+                local(source.path, "branch", "--force", BRANCH, tip)
+            elif _tip(source):
+                local(source.path, "branch", "-D", BRANCH)
+            if checked_out != "HEAD":
+                local(source.path, "checkout", "--quiet", checked_out)
+        raise
+
+
+def _tip(source: Source) -> str:
+    """Return the commit of the branch `series`, "" if there is no such branch."""
+    return local(source.path, "for-each-ref", "--format=%(objectname)", f"refs/heads/{BRANCH}").strip()
 
 
 def _check_branch(source: Source) -> None:
@@ -141,7 +162,8 @@ def _check_branch(source: Source) -> None:
     if mine := [line.split("\t", 1)[1] for line in lines if line.split("\t")[0] != COMMITTER_EMAIL]:
         raise ToolkitError(
             f"{source.name}: branch {BRANCH} in {short(source.path)} has commits of yours ({listing(mine)}): check it "
-            f"out and run `inv patches-export`, or rename it (`git -C {source.path} branch -m {BRANCH} NAME`)"
+            "out and run `inv patches-export`, or rename it "
+            f"(`{sources.git_in(source.path)} branch -m {BRANCH} NAME`)"
         )
 
 
@@ -165,8 +187,10 @@ def _carry_over(
             for item in settings.sources
         ),
     )
-    commits = _commit_all(source, base.commit, patchset.render(on_base, on_base.source(source.name)))
+    patches = patchset.render(on_base, on_base.source(source.name))
+    commits = _commit_all(source, base.commit, patches)
     patchset.to_pin(source)
+    local(path, "config", "toolkit.applying", json.dumps(patchset.touched(patches)))
     local(path, "checkout", "--quiet", "-B", BRANCH, source.commit)
     local(path, "config", "toolkit.series", patchset.patches_hash(patchset.render(settings, source)))
     try:
@@ -176,11 +200,14 @@ def _carry_over(
     except ToolkitError as error:
         if not (path / ".git/CHERRY_PICK_HEAD").exists():
             raise
+        patchset.unset(source, "applying")
         files = local(path, "diff", "--name-only", "--diff-filter=U").split()
         return [
             f"{source.name}: conflicts in {listing(files)} of {short(path)}: resolve them, `git add` the files and run "
-            f"`git -C {path} cherry-pick --continue`, then `inv patches-export`" + ("" if files else f" ({error})")
+            f"`{sources.git_in(path)} cherry-pick --continue`, then `inv patches-export`"
+            + ("" if files else f" ({error})")
         ]
+    patchset.unset(source, "applying")
     return []
 
 
@@ -234,14 +261,15 @@ def _export(settings: Settings, source: Source, places: bool) -> list[Exported]:
         mine = [commit for commit in commits if owners[commit] == upstream]
         texts = _texts(settings, source, upstream, directory, mine, variables, places)
         old = {path.name: path.read_bytes().decode(errors=BYTES) for path in patchset.files(settings, upstream)}
-        result.append(Exported(upstream, texts, texts != old))
+        written = tuple(name for name, text in texts.items() if old.get(name) != text)
+        result.append(Exported(upstream, texts, written, tuple(name for name in old if name not in texts)))
     return result
 
 
 def _commits(source: Source) -> list[str]:
     """Return the commits on the pin, oldest first; ToolkitError if the tree is in no state to export."""
     tree = sources.require(source)
-    check_idle(source)
+    sources.check_idle(source)
     if changed := sources.changes(source):
         raise ToolkitError(
             f"{source.name}: {short(source.path)} has uncommitted changes ({listing(changed)}): "
@@ -268,7 +296,8 @@ def _check_imported(settings: Settings, source: Source, commits: Sequence[str]) 
     if patches and sources.require(source).config.get("series") != patchset.patches_hash(patches):
         raise ToolkitError(
             f"{source.name}: {short(settings.patches)} has changed since the import into {short(source.path)}: "
-            f"save your commits (`git -C {source.path} branch NAME`), run `inv patches-import` and pick them again"
+            f"save your commits (`{sources.git_in(source.path)} branch NAME`), run `inv patches-import` and pick them "
+            "again"
         )
 
 
@@ -295,16 +324,25 @@ def _texts(
     variables: Mapping[str, object],
     places: bool,
 ) -> dict[str, str]:
-    """Return the patch templates of `commits` by file name."""
+    """Return the patch templates of `commits` by file name.
+
+    Patches that are left out of this release, and so have no commit, stay as
+    they are and keep their numbers.
+    """
     old = {}
+    texts: dict[str, str] = {}
     for path in patchset.files(settings, upstream):
         content = path.read_bytes().decode(errors=BYTES)
         filled = "".join(line.text for line in template.fill(content, variables, short(path)))
-        old[_subject(filled)] = (path, content)
-    texts: dict[str, str] = {}
-    mails = [_mail(source, commit, directory, number) for number, commit in enumerate(commits, 1)]
+        if f"\n{template.DIFF}" in filled:
+            old[_subject(filled)] = (path, content)
+        else:
+            texts[path.name] = content
+    taken = {int(name[:4]) for name in texts}
+    numbers = [number for number in range(1, len(commits) + len(taken) + 1) if number not in taken]
+    mails = [_mail(source, commit, directory, number) for number, commit in zip(numbers, commits, strict=False)]
     subjects = {_subject(text) for _, text in mails}
-    for number, (name, text) in enumerate(mails, 1):
+    for number, (name, text) in zip(numbers, mails, strict=False):
         known = old.get(_subject(text)) or _renamed(old, subjects, number)
         if known:
             path, content = known
@@ -404,23 +442,36 @@ def _hunks(lines: Sequence[str], position: int) -> tuple[list[_Hunk], int]:
 
 
 def _grown(hunks: list[_Hunk], lines: list[str]) -> list[_Hunk]:
-    """Add lines of context to each hunk until it fits in one place of the old file only."""
+    """Add lines of context to each hunk until it fits in one place of the old file only.
+
+    And until it has as many above as below: GNU patch takes fewer for the start or the end of the file.
+    """
     index = 0
     while index < len(hunks):
         hunk = hunks[index]
-        while len(places(lines, hunk.old)) > 1:
+        while True:
+            above, below = _context(hunk.body), _context(hunk.body[::-1])
+            unique = len(places(lines, hunk.old)) <= 1
             end = hunk.start + len(hunk.old)
-            if hunk.start == 0 and end == len(lines):
+            top, bottom = hunk.start == 0, end == len(lines)
+            up = not top and (above < below or (not unique and (above == below or bottom)))
+            down = not bottom and (below < above or (not unique and (above == below or top)))
+            if not up and not down:
                 break
-            if hunk.start > 0:
+            if up:
                 hunk.start -= 1
                 hunk.body.insert(0, f" {lines[hunk.start]}")
-            if end < len(lines):
+            if down:
                 hunk.body.append(f" {lines[end]}")
             index = _joined(hunks, index, lines)
             hunk = hunks[index]
         index += 1
     return hunks
+
+
+def _context(body: Sequence[str]) -> int:
+    """Return how many lines of context `body` begins with."""
+    return next((number for number, line in enumerate(body) if not line.startswith(" ")), len(body))
 
 
 def _joined(hunks: list[_Hunk], index: int, lines: list[str]) -> int:
@@ -496,11 +547,13 @@ def _adopt(settings: Settings, source: Source) -> None:
     if not patches or patchset.is_applied(tree, patches):
         return
     before = local(source.path, "rev-parse", "HEAD^{tree}").strip()
-    patchset.apply_source(source, patches)
-    if local(source.path, "rev-parse", "HEAD^{tree}").strip() != before:
-        local(source.path, "checkout", "--quiet", "--detach", tree.head)
-        raise ToolkitError(
-            f"{source.name}: the exported series does not make the tree of {tree.head[:12]} again: "
-            "take the patches back (`git checkout patches`) and report this"
-        )
-    local(source.path, "checkout", "--quiet", "-B", BRANCH)
+    # The commits are the series now: if this is interrupted, another export takes them.
+    local(source.path, "config", "toolkit.series", patchset.patches_hash(patches))
+    with _restoring([source]):
+        patchset.apply_source(source, patches)
+        if local(source.path, "rev-parse", "HEAD^{tree}").strip() != before:
+            raise ToolkitError(
+                f"{source.name}: the exported series does not make the tree of {tree.head[:12]} again: "
+                "take the patches back (`git checkout patches`) and report this"
+            )
+        local(source.path, "checkout", "--quiet", "-B", BRANCH)

@@ -34,8 +34,8 @@ def bump(
 
     Writes the settings `pins` and the list of releases `table`, both or, if the
     series does not apply, neither. Returns the new pair, None if there is
-    nothing newer. Raises ToolkitError if `tag` is unknown or has moved, or if
-    nothing newer can be used.
+    nothing newer that could be used. Raises ToolkitError if `tag` is unknown,
+    has moved or can't be used, or if the series applies to nothing newer.
     """
     console = console or get_console()
     known = releases.load(table)
@@ -49,17 +49,20 @@ def bump(
     sofia = _with_tags(settings, settings.source("sofia-sip"), known.sofia_sip)
     known = replace(known, freeswitch=freeswitch, sofia_sip=sofia)
     wanted = [tag] if tag else _newer(current, freeswitch)
+    if not tag and _newer(settings.source("sofia-sip"), sofia):
+        wanted.append(current.tag)
+    pinned = f"freeswitch {current.tag} and sofia-sip {settings.source('sofia-sip').tag}"
     if not wanted:
-        if not _newer(settings.source("sofia-sip"), sofia):
-            console.print(f"freeswitch {current.tag} and sofia-sip {settings.source('sofia-sip').tag} are the newest")
-            return None
-        wanted = [current.tag]
+        console.print(f"{pinned} are the newest", soft_wrap=True)
+        return None
     reasons = []
+    applies = True
     for name in wanted:
         try:
             pair = known.pair(name)
         except ToolkitError as error:
             reasons.append(str(error))
+            console.print(f"{error}: passed over", soft_wrap=True)
             continue
         trials = matrix.try_release(settings, pair, console)
         matrix.show(trials, console)
@@ -68,10 +71,14 @@ def bump(
             other = f" with sofia-sip {pair.sofia_sip.name}" if pair.sofia_sip else ""
             console.print(f"pinned freeswitch {name}{other}: run `inv verify`, then commit")
             return pair
+        applies = False
         reasons.append(
             f"the series does not apply to FreeSWITCH {name} (carry it over: `inv patches-import --freeswitch {name}`)"
         )
-    raise ToolkitError(f"nothing was changed: {'; '.join(reasons)}")
+    if applies and not tag:
+        console.print(f"{pinned} are the newest that can be used: nothing was changed", soft_wrap=True)
+        return None
+    raise ToolkitError(f"nothing was changed, {pinned} stay pinned: {'; '.join(reasons)}")
 
 
 def _newer(source: Source, known: Mapping[str, Release]) -> list[str]:

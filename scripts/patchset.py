@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from rich import get_console
 from rich.console import Console
 from rich.table import Table
 from unidiff.errors import UnidiffParseError
-from unidiff.patch import PatchSet
+from unidiff.patch import Line, PatchSet
 
 from scripts import sources, template
 from scripts.errors import ToolkitError
@@ -86,15 +86,17 @@ class Outcome:
 def render(settings: Settings, source: Source) -> list[Patch]:
     """Return the patches of `source` in the order of their numbers.
 
-    Those of the upstreams that it carries come first. Raises ToolkitError, with
-    file and line, on an error in the template, an unknown variable or a diff
-    that cannot be parsed.
+    Those of the upstreams that it carries come first. A patch whose conditions
+    leave nothing of its diff is left out. Raises ToolkitError, with file and
+    line, on an error in the template, an unknown variable or a diff that cannot
+    be parsed.
     """
-    return [
+    rendered = [
         _render(settings, path, name, directory)
         for name, directory in (*source.carried, (source.name, ""))
         for path in files(settings, name)
     ]
+    return [patch for patch in rendered if patch]
 
 
 def variables(settings: Settings) -> dict[str, object]:
@@ -123,9 +125,9 @@ def check(settings: Settings) -> list[Outcome]:
     """Check that the series applies to the pins, whatever is in the trees now.
 
     The trees stay as they are. Raises ToolkitError that names the first hunk
-    that does not apply.
+    that does not apply, or that the build would refuse.
     """
-    return [check_source(settings, source) for source in settings.sources]
+    return [check_source(settings, source, for_build=True) for source in settings.sources]
 
 
 def apply(settings: Settings) -> list[Outcome]:
@@ -151,7 +153,7 @@ def apply(settings: Settings) -> list[Outcome]:
             results.append(Outcome(source, action, outcome.patches))
     except BaseException:
         for source, tree in changed:
-            _restore(source, tree)
+            restore(source, tree)
         raise
     return results
 
@@ -222,7 +224,7 @@ def files(settings: Settings, upstream: str) -> list[Path]:
     return [path for path, number in zip(found, numbers, strict=True) if number not in settings.excluded_patches]
 
 
-def _render(settings: Settings, path: Path, upstream: str, directory: str) -> Patch:
+def _render(settings: Settings, path: Path, upstream: str, directory: str) -> Patch | None:
     where = short(path)
     mail_template = path.read_bytes().decode(errors=BYTES)
     if "\r" in mail_template:
@@ -238,6 +240,8 @@ def _render(settings: Settings, path: Path, upstream: str, directory: str) -> Pa
         diff = PatchSet(text)
     except UnidiffParseError as error:
         raise ToolkitError(f"{where}{_corrupt_line(text)}: {' '.join(str(error).split())}") from error
+    if not diff and template.is_conditional(mail_template):
+        return None
     if not diff:
         raise ToolkitError(f"{where}: has no diff: make the file with `git format-patch`")
     return Patch(path, subject, text, diff, upstream, directory)
@@ -277,8 +281,8 @@ def patches_hash(patches: list[Patch] | tuple[Patch, ...]) -> str:
     return digest.hexdigest()
 
 
-def check_source(settings: Settings, source: Source) -> Outcome:
-    """Check that the series applies to the pin of `source`, like `check`."""
+def check_source(settings: Settings, source: Source, for_build: bool = False) -> Outcome:
+    """Check that the series applies to the pin of `source`, like `check`; with git alone, if not `for_build`."""
     sources.require(source)
     patches = tuple(render(settings, source))
     if not patches:
@@ -297,7 +301,42 @@ def check_source(settings: Settings, source: Source) -> Outcome:
                     f"{short(patch.path)}: {culprit(patch, str(error))} {source.name} {version(source)}{before}: "
                     "make the patch anew on that version"
                 ) from error
+            if for_build and (why := uneven(source.path, index, patch)):
+                raise ToolkitError(
+                    f"{short(patch.path)}: {why}: give it as many above as below (`inv patches-import` and "
+                    "`inv patches-export` do)"
+                )
     return Outcome(source, "applies", patches)
+
+
+def uneven(path: Path, index: Path, patch: Patch) -> str:
+    """Return which hunk of `patch`, which has just been applied to `index`, the build would refuse, "" if none.
+
+    GNU patch takes a hunk with less context below than above for one at the
+    end of the file, and one with less above, on line 1, for one at the start.
+    git takes the former so only if there is none below at all.
+    """
+    for file in patch.diff:
+        for number, hunk in enumerate(file, 1):
+            lines = [line for line in hunk if line.is_context or line.is_added or line.is_removed]
+            above, below = _context(lines), _context(lines[::-1])
+            if above == below:
+                continue
+            left = [line.value.rstrip("\n") for line in lines if not line.is_removed]
+            content = local(path, "show", f":{file.path}", index=index).rstrip("\n").split("\n")
+            if left == (content[: len(left)] if above < below else content[-len(left) :]):
+                continue
+            return (
+                f"hunk {number} of {file.path} (@@ -{hunk.source_start},{hunk.source_length}) has {above} "
+                f"line{'s' * (above != 1)} of context above and {below} below, and is not at the "
+                f"{'start' if above < below else 'end'} of the file, so the build can refuse it"
+            )
+    return ""
+
+
+def _context(lines: Sequence[Line]) -> int:
+    """Return how many lines of context `lines` begin with."""
+    return next((number for number, line in enumerate(lines) if not line.is_context), len(lines))
 
 
 def culprit(patch: Patch, message: str) -> str:
@@ -328,26 +367,22 @@ def own_tree(source: Source) -> Tree:
     if there are changes, commits or an operation of the user.
     """
     tree = sources.require(source)
+    sources.check_idle(source)
     changed = set(sources.changes(source))
-    stuck = (source.path / ".git/rebase-apply").exists()
     where = f"{source.name}: {short(source.path)}"
-    if stuck and "applying" not in tree.config:
-        raise ToolkitError(
-            f"{where} is in the middle of a `git am` or `git rebase`: "
-            f"finish it or run `git -C {source.path} am --abort`"
-        )
     if "applying" in tree.config:
         # The tree was clean when the toolkit began: what is on files of its patches, it did itself.
         changed -= set(json.loads(tree.config["applying"]))
     if changed:
         raise ToolkitError(
             f"{where} has uncommitted changes ({listing(sorted(changed))}): commit them elsewhere or discard them "
-            f"(`git -C {source.path} stash -u`)"
+            f"(`{sources.git_in(source.path)} stash -u`)"
         )
     if tree.foreign:
         raise ToolkitError(
             f"{where} has commits that are not the toolkit's ({listing(tree.foreign)}): save them "
-            f"(`git -C {source.path} branch NAME`), then run `git -C {source.path} checkout --detach {source.commit}`"
+            f"(`{sources.git_in(source.path)} branch NAME`), then run "
+            f"`{sources.git_in(source.path)} checkout --detach {source.commit}`"
         )
     return tree
 
@@ -365,16 +400,17 @@ def apply_source(source: Source, patches: tuple[Patch, ...]) -> None:
     """Commit the `patches` on the pin of a tree that has nothing of the user in it."""
     to_pin(source)
     if patches:
-        local(source.path, "config", "toolkit.applying", json.dumps(_touched(patches)))
+        local(source.path, "config", "toolkit.applying", json.dumps(touched(patches)))
         with _mails(patches) as mails:
             _am(source, mails)
     head = local(source.path, "rev-parse", "HEAD").strip()
     local(source.path, "config", "toolkit.head", head)
     local(source.path, "config", "toolkit.series", patches_hash(patches))
-    _unset(source, "applying")
+    unset(source, "applying")
 
 
-def _touched(patches: tuple[Patch, ...]) -> list[str]:
+def touched(patches: Sequence[Patch]) -> list[str]:
+    """Return the names of the files that the `patches` change, sorted."""
     files = [file for patch in patches for file in patch.diff]
     # A renamed file has two names.
     return sorted({file.path for file in files} | {file.source_file.removeprefix("a/") for file in files})
@@ -393,30 +429,34 @@ def to_pin(source: Source) -> None:
         _abort(source, json.loads(tree.config["applying"]))
     local(source.path, "checkout", "--quiet", "--detach", tree.pin)
     for name in ("series", "head", "applying"):
-        _unset(source, name)
+        unset(source, name)
 
 
 def _abort(source: Source, files: list[str]) -> None:
-    """Clear away a `git am` of the toolkit, with the half-written `files` of its patches."""
-    shutil.rmtree(source.path / ".git/rebase-apply", ignore_errors=True)
+    """Clear away what git was doing for the toolkit, with the half-written `files` of its patches."""
+    for name in ("rebase-apply", "sequencer"):
+        shutil.rmtree(source.path / ".git" / name, ignore_errors=True)
     local(source.path, "reset", "--quiet", "--hard")
     for path in set(sources.changes(source)) & set(files):
         (source.path / path).unlink()
 
 
-def _restore(source: Source, tree: Tree) -> None:
-    """Put a tree back to the commit and the records that it had."""
-    if applying := sources.require(source).config.get("applying"):
-        _abort(source, json.loads(applying))
+def restore(source: Source, tree: Tree) -> None:
+    """Put a tree that had no changes back to the commit and the records that it had, wherever it is now."""
+    files = set(json.loads(sources.require(source).config.get("applying", "[]")))
+    # A checkout that was interrupted leaves files behind, too.
+    files.update(local(source.path, "diff", "--name-only", "--no-renames", "-z", tree.head, tree.pin).split("\0"))
+    _abort(source, sorted(files))
     local(source.path, "checkout", "--quiet", "--detach", tree.head)
-    _unset(source, "applying")
+    unset(source, "applying")
     for name in ("series", "head"):
         if name in tree.config:
             local(source.path, "config", f"toolkit.{name}", tree.config[name])
         else:
-            _unset(source, name)
+            unset(source, name)
 
 
-def _unset(source: Source, name: str) -> None:
+def unset(source: Source, name: str) -> None:
+    """Forget the record `name` of a tree."""
     if name in sources.require(source).config:
         local(source.path, "config", "--unset-all", f"toolkit.{name}")

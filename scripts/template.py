@@ -27,6 +27,7 @@ DIRECTIVE = re.compile(r"%\[-?\s*(?P<word>if|elif|else|endif)\b[^\n]*\]%")
 VARIABLE = re.compile(r"%\{\s*(?P<name>\w+)\s*\}%")
 EXPRESSION = re.compile(r"%\{.*?\}%|%\[.*?\]%")
 HUNK = re.compile(r"@@ -(?P<old>\d+)(?:,(?P<old_length>\d+))? \+(?P<new>\d+)(?:,(?P<new_length>\d+))? @@")
+DIFF = "diff --git "
 # Control characters, which no patch has, mark the lines of the template while it is filled in.
 MARK = re.compile("\x01(\\d+)\x02")
 
@@ -88,6 +89,11 @@ def fill(template: str, variables: Mapping[str, object], where: str) -> list[Lin
     return _recounted(lines) if DIRECTIVE.search(template) else lines
 
 
+def is_conditional(template: str) -> bool:
+    """Return whether the whole diff of the patch `template` depends on one condition."""
+    return _around(split(template)) is not None
+
+
 def split(text: str) -> list[str]:
     """Return the lines of `text` with their ends. Only a line feed ends one: C has form feeds, too."""
     return list(io.StringIO(text))
@@ -106,7 +112,7 @@ def _recounted(lines: Sequence[Line]) -> list[Line]:
     result = list(lines)
     shift = 0
     for index, line in enumerate(lines):
-        if line.text.startswith("diff --git "):
+        if line.text.startswith(DIFF):
             shift = 0
         if match := HUNK.match(line.text):
             body = [after.text[0] for after in _body(lines, index + 1)]
@@ -143,6 +149,8 @@ def merge(template: str, variables: Mapping[str, object], new: str, where: str, 
     Raises ToolkitError that names the file `where` and the line if that would
     lose a condition or a variable.
     """
+    if around := _around(split(template)):
+        return _merge_inside(template, *around, variables, new, where, places)
     old = fill(template, variables, where)
     source = split(template)
     wanted = split(new)
@@ -185,6 +193,17 @@ def merge(template: str, variables: Mapping[str, object], new: str, where: str, 
     return merged
 
 
+def _merge_inside(
+    template: str, before: int, after: int, variables: Mapping[str, object], new: str, where: str, places: bool
+) -> str:
+    """Merge like `merge` without the condition in the lines `before` and `after`; put it around the diff again."""
+    lines = split(template)
+    inner = "".join([*lines[:before], *lines[before + 1 : after]])
+    result = split(merge(inner, variables, new, where, places))
+    first = next(index for index, line in enumerate(result) if line.startswith(DIFF))
+    return "".join([*result[:first], lines[before], *result[first:], lines[after]])
+
+
 def put_back(text: str, variables: Mapping[str, object]) -> str:
     """Return `text` with the values of the `variables` that are plain texts written as variables."""
     for name, value in sorted(variables.items(), key=lambda item: -len(str(item[1]))):
@@ -216,6 +235,13 @@ def _blocks(source: Sequence[str]) -> list[tuple[int, int]]:
                 if not depth:
                     blocks.append((begin, number))
     return blocks
+
+
+def _around(source: Sequence[str]) -> tuple[int, int] | None:
+    """Return the indices of the lines of the condition that the whole diff depends on, None if there is none."""
+    first = next((index for index, line in enumerate(source) if line.startswith(DIFF)), 0)
+    last = len(source)
+    return (first - 1, last - 1) if first and (first, last) in _blocks(source) else None
 
 
 def _conditional(source: Sequence[str]) -> set[int]:

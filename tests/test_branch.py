@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from rich.console import Console
 
 from scripts import branch, patchset, sources
 from scripts.errors import ToolkitError
-from scripts.settings import Settings
+from scripts.settings import Settings, Source
 from tests.conftest import LINES, edited, git
 
 AddPatch = Callable[..., Path]
@@ -71,7 +77,12 @@ def test_edited_commit_is_exported_and_the_others_stay(series: Settings) -> None
     before = files(series)
     edited(tree(series) / "src/other.c", 20)
     git(tree(series), "commit", "--quiet", "--all", "--amend", "--no-edit")
-    branch.export_series(series)
+    output = io.StringIO()
+    branch.export_series(series, Console(file=output, width=500))
+    assert output.getvalue().splitlines() == [
+        f"one: 1 of 2 patches written in {series.patches}",
+        f"two: 1 patches unchanged in {series.patches}",
+    ]
     after = files(series)
     assert [name for name in after if after[name] != before.get(name)] == [str(patch_file(series, "0002"))]
     assert "+changed 20\n" in patch_file(series, "0002").read_text()
@@ -86,9 +97,10 @@ def test_new_and_dropped_commits(series: Settings) -> None:
     edited(path / "src/other.c", 40)
     (path / "src/other.c").write_text((path / "src/other.c").read_text() + f"{series.nua_event}\n")
     commit_all(path, "Another one")
-    branch.export_series(series)
+    item = branch.export_series(series)[0]
     names = [file.name for file in sorted((series.patches / "one").iterdir())]
     assert names == ["0001-first.patch", "0002-Another-one.patch"]
+    assert (item.written, item.removed) == (("0002-Another-one.patch",), ("0002-second.patch",))
     assert "+%{ nua_event }%\n" in patch_file(series, "0002").read_text()
     assert branch.export_series(series)[0].changed is False
 
@@ -115,7 +127,45 @@ def test_conditions_and_variables_survive(series: Settings) -> None:
     assert files(series) == before
 
 
-def test_hunk_that_fits_in_several_places_gets_more_context(series: Settings, tmp_path: Path) -> None:
+def test_patch_that_depends_on_a_condition_as_a_whole(series: Settings) -> None:
+    path = patch_file(series, "0001")
+    head, separator, diff = path.read_text().partition("diff --git ")
+    text = f'{head}%[ if one >= "1.0" ]%\n{separator}{diff}%[ endif ]%\n'
+    path.write_text(text)
+    branch.import_series(series)
+    assert not branch.export_series(series)[0].changed
+    # Its lines can be edited, and files come before the first and behind the last.
+    edited(tree(series) / "src/main.c", 57)
+    (tree(series) / "added.c").write_text("new\n")
+    (tree(series) / "zoo.c").write_text("new\n")
+    git(tree(series), "add", "--all")
+    git(tree(series), "reset", "--quiet", "--soft", series.source("one").commit)
+    commit_all(tree(series), "First")
+    branch.export_series(series)
+    written = patch_file(series, "0001").read_text()
+    assert written.startswith(f'{head}%[ if one >= "1.0" ]%\ndiff --git a/added.c ')
+    assert "+changed 57\n" in written and written.endswith("+new\n%[ endif ]%\n")
+    assert written.count("%[") == 2
+
+
+def test_patch_that_is_left_out_keeps_its_file_and_number(series: Settings) -> None:
+    path = patch_file(series, "0001")
+    head, separator, diff = path.read_text().partition("diff --git ")
+    path.write_text(f'{head}%[ if one >= "1.1" ]%\n{separator}{diff}%[ endif ]%\n')
+    before = files(series)
+    assert [patch.name[:4] for patch in patchset.render(series, series.source("one"))] == ["0002"]
+    branch.import_series(series)
+    assert not branch.export_series(series)[0].changed
+    edited(tree(series) / "src/other.c", 40)
+    commit_all(tree(series), "Third")
+    branch.export_series(series)
+    assert {name: text for name, text in files(series).items() if name in before} == before
+    assert [name.name[:4] for name in sorted((series.patches / "one").iterdir())] == ["0001", "0002", "0003"]
+
+
+@pytest.fixture
+def blocks(series: Settings, tmp_path: Path) -> Settings:
+    """Return settings with a release of "one" that has the same block of lines twice, and no patches for it."""
     upstream = tmp_path / "upstream/one"
     block = ["{\n", "\n", "}\n"]
     (upstream / "src/main.c").write_text("".join(LINES[:5] + block + LINES[5:10] + block + LINES[10:]))
@@ -128,25 +178,62 @@ def test_hunk_that_fits_in_several_places_gets_more_context(series: Settings, tm
     settings = dataclasses.replace(series, sources=(one, series.source("two")))
     sources.remove(one.path)
     sources.clone(settings)
-    content = (one.path / "src/main.c").read_text()
-    (one.path / "src/main.c").write_text(content.replace("line 10\n{\n\n}", "line 10\n{\n\nfound\n}"))
-    commit_all(one.path, "Second block")
-    branch.export_series(settings)
-    (file,) = (series.patches / "one").iterdir()
+    return settings
+
+
+def exported_hunk(settings: Settings, edits: dict[str, str]) -> str:
+    """Make the `edits` (old text: new text) of src/main.c a patch and return its only hunk, without the header."""
+    path = tree(settings)
+    content = (path / "src/main.c").read_text()
+    for old, new in edits.items():
+        assert content.count(old) == 1
+        content = content.replace(old, new)
+    (path / "src/main.c").write_text(content)
+    commit_all(path, "Second block")
+    branch.export_series(settings, base=settings)
+    (file,) = (settings.patches / "one").iterdir()
     _, hunk = file.read_text().split(" @@\n")
+    return hunk
+
+
+def test_hunk_that_fits_in_several_places_gets_more_context(blocks: Settings) -> None:
+    hunk = exported_hunk(blocks, {"line 10\n{\n\n}": "line 10\n{\n\nfound\n}"})
     assert hunk == " {\n \n+found\n }\n line 11\n"
+
+
+def test_joined_hunks_have_as_much_context_above_as_below(blocks: Settings, tmp_path: Path, root: Path) -> None:
+    hunk = exported_hunk(blocks, {"line 10\n{\n\n}": "line 10\n{\n\nfound\n}", "line 13\n": "changed\n"})
+    # The first change needs a second line above to be unique, which makes it meet the second one.
+    assert hunk == " {\n \n+found\n }\n line 11\n line 12\n-line 13\n+changed\n line 14\n line 15\n"
+    wanted = (tree(blocks) / "src/main.c").read_text()
+    patchset.revert(blocks)
+    assert (tree(blocks) / "src/main.c").read_text() != wanted
+    copy = tmp_path / "copy"
+    shutil.copytree(tree(blocks), copy, symlinks=True)
+    subprocess.run(["sh", root / "scripts/build-patch.sh", blocks.patches / "one", copy], check=True)
+    assert (copy / "src/main.c").read_text() == wanted
+    before = files(blocks)
+    branch.import_series(blocks)
+    branch.export_series(blocks, base=blocks)
+    assert files(blocks) == before
+
+
+def next_release(series: Settings, upstream: Path) -> Settings:
+    """Commit what is in `upstream` as v2.0 of one; return the settings that pin it, with its tree."""
+    git(upstream, "commit", "--quiet", "--all", "--message=Next")
+    git(upstream, "tag", "v2.0")
+    one = dataclasses.replace(series.source("one"), tag="v2.0", commit=git(upstream, "rev-parse", "HEAD"))
+    following = dataclasses.replace(series, sources=(one, series.source("two")))
+    sources.remove(one.path)
+    sources.clone(following)
+    return following
 
 
 def test_carried_over_to_a_new_release_with_conflicts(series: Settings, tmp_path: Path) -> None:
     upstream = tmp_path / "upstream/one"
     edited(upstream / "src/other.c", 10, 51)
-    git(upstream, "commit", "--quiet", "--all", "--message=Next")
-    git(upstream, "tag", "v2.0")
-    commit = git(upstream, "rev-parse", "HEAD")
-    one = dataclasses.replace(series.source("one"), tag="v2.0", commit=commit)
-    following = dataclasses.replace(series, sources=(one, series.source("two")))
-    sources.remove(one.path)
-    sources.clone(following)
+    following = next_release(series, upstream)
+    one = following.source("one")
     before = files(series)
     with pytest.raises(ToolkitError, match=r"one: conflicts in src/other\.c of .*cherry-pick --continue"):
         branch.import_series(following, base=series)
@@ -167,18 +254,114 @@ def test_carried_over_to_a_new_release_with_conflicts(series: Settings, tmp_path
 def test_export_from_another_release_leaves_the_line_numbers(series: Settings, tmp_path: Path) -> None:
     upstream = tmp_path / "upstream/one"
     (upstream / "src/main.c").write_text("// more\n" * 9 + "".join(LINES))
-    git(upstream, "commit", "--quiet", "--all", "--message=Next")
-    git(upstream, "tag", "v2.0")
-    one = dataclasses.replace(series.source("one"), tag="v2.0", commit=git(upstream, "rev-parse", "HEAD"))
-    following = dataclasses.replace(series, sources=(one, series.source("two")))
-    sources.remove(one.path)
-    sources.clone(following)
+    following = next_release(series, upstream)
     before = files(series)
     branch.import_series(following, base=series)
     branch.export_series(following, base=series)
     assert files(series) == before
     branch.export_series(following, base=following)
     assert "@@ -38,3 +38,3 @@\n line 29\n" in patch_file(series, "0002").read_text()
+
+
+def everything(settings: Settings) -> list[str]:
+    """Return all that an interrupted task must leave alone: commits, branches, records, files."""
+    commands = (
+        ("rev-parse", "--abbrev-ref", "HEAD"), ("rev-parse", "HEAD"), ("for-each-ref",), ("ls-files", "--stage"),
+        ("config", "--list", "--local"), ("status", "--porcelain"), ("diff", "HEAD"),
+    )  # fmt: skip
+    found = [git(tree(settings, name), *command) for name in ("one", "two") for command in commands]
+    return ["\n".join(sorted(output.splitlines())) for output in found]
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str, path: Path, words: str) -> None:
+    """Have Ctrl-C come right after the git command in `path` that begins with `words`."""
+    run = getattr(module, function)
+
+    def interrupted(where: Path, *arguments: str, **options: object) -> str:
+        if where != path or not " ".join(arguments).startswith(words):
+            return str(run(where, *arguments, **options))
+        monkeypatch.setattr(module, function, run)
+        with contextlib.suppress(ToolkitError):
+            run(where, *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, function, interrupted)
+
+
+@pytest.mark.parametrize("start", ["branch", "pin"])
+@pytest.mark.parametrize(
+    ("module", "words"), [(branch, "checkout --quiet -B"), (patchset, "am"), (patchset, "checkout --quiet --detach")]
+)
+def test_interrupted_import_leaves_the_trees(
+    series: Settings, monkeypatch: pytest.MonkeyPatch, module: ModuleType, words: str, start: str
+) -> None:
+    if start == "pin":
+        patchset.revert(series)
+        for source in series.sources:
+            git(source.path, "branch", "-D", branch.BRANCH)
+    text = patch_file(series, "0001").read_text()
+    patch_file(series, "0001").write_text(text.replace("+changed 3\n", "+changed by hand\n"))
+    before = everything(series)
+    interrupt(monkeypatch, module, "local", tree(series, "two"), words)
+    with pytest.raises(KeyboardInterrupt):
+        branch.import_series(series)
+    assert everything(series) == before
+    branch.import_series(series)
+
+
+def test_am_that_was_killed_is_cleared_away(series: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = everything(series)
+
+    def killed(source: Source, mails: list[Path]) -> None:
+        (source.path / ".git/rebase-apply").mkdir()
+        edited(source.path / "src/main.c", 3)
+        (source.path / "new.c").write_text("half\n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(patchset, "_am", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            branch.import_series(series)
+        assert everything(series) == before
+
+
+def test_import_that_fails_in_the_second_tree_leaves_the_first(series: Settings) -> None:
+    path = next((series.patches / "two").iterdir())
+    path.write_text(path.read_text().replace("-line 20\n", "-line twenty\n"))
+    text = patch_file(series, "0001").read_text()
+    patch_file(series, "0001").write_text(text.replace("+changed 3\n", "+changed by hand\n"))
+    before = everything(series)
+    with pytest.raises(ToolkitError, match=r"hunk 1 of src/main\.c .* does not apply to two v1\.0"):
+        branch.import_series(series, base=series)
+    assert everything(series) == before
+
+
+def test_interrupted_carrying_over_leaves_the_tree(
+    series: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream = tmp_path / "upstream/one"
+    edited(upstream / "src/other.c", 10, 51)
+    following = next_release(series, upstream)
+    one = following.source("one")
+    before = everything(following)
+    interrupt(monkeypatch, branch, "online", one.path, "-c merge.renames=false cherry-pick")
+    with pytest.raises(KeyboardInterrupt):
+        branch.import_series(following, base=series)
+    assert everything(following) == before
+    sources.check_idle(one)
+
+
+def test_export_that_was_interrupted_when_the_patches_were_written(
+    series: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited(tree(series) / "README", 1)
+    commit_all(tree(series), "Fourth")
+    interrupt(monkeypatch, patchset, "local", tree(series), "am")
+    with pytest.raises(KeyboardInterrupt):
+        branch.export_series(series)
+    assert git(tree(series), "log", "-1", "--format=%s", branch.BRANCH) == "Fourth"
+    assert not any(item.changed for item in branch.export_series(series))
+    assert patchset.apply(series)[0].action == patchset.ALREADY
 
 
 def test_edited_tree_is_left_alone(series: Settings) -> None:

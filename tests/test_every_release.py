@@ -121,6 +121,15 @@ def test_hunk_that_fits_in_several_places_does_not_apply(world: World) -> None:
     assert trial.why.endswith("hunk 1 of src/main.c fits in several places (lines 19, 79)")
 
 
+def test_hunk_that_only_the_build_refuses_does_not_apply(world: World) -> None:
+    mail = world.settings.patches / "freeswitch/0001-change.patch"
+    mail.write_text(mail.read_text().replace("@@ -19,3 +19,3 @@\n", "@@ -18,4 +18,4 @@\n line 18\n"))
+    trial = trials(world)["v1.0.0"]
+    assert not trial.applies
+    where = "hunk 1 of src/main.c (@@ -18,4) has 2 lines of context above and 1 below"
+    assert trial.why.startswith(f"0001-change.patch: {where}, and is not at the end of the file")
+
+
 def test_series_in_the_tree_of_another(world: World) -> None:
     (world.freeswitch / "libs/sofia-sip/src").mkdir(parents=True)
     (world.freeswitch / "libs/sofia-sip/src/main.c").write_text("".join(LINES))
@@ -183,9 +192,10 @@ def test_bump_writes_nothing_if_the_series_does_not_apply(world: World) -> None:
     edited(world.freeswitch / "src/main.c", 20)
     world.release(world.freeswitch, "v1.1.0")
     before = (world.pins.read_bytes(), world.table.read_bytes())
-    with pytest.raises(ToolkitError, match=r"nothing was changed: the series does not apply to FreeSWITCH v1\.1\.0"):
+    stays = r"nothing was changed, freeswitch v1\.0\.0 and sofia-sip v1\.0\.0 stay pinned: "
+    with pytest.raises(ToolkitError, match=rf"{stays}the series does not apply to FreeSWITCH v1\.1\.0"):
         world.bump()
-    with pytest.raises(ToolkitError, match=r"nothing was changed: "):
+    with pytest.raises(ToolkitError, match=stays):
         world.bump("v1.1.0")
     assert (world.pins.read_bytes(), world.table.read_bytes()) == before
 
@@ -193,8 +203,27 @@ def test_bump_writes_nothing_if_the_series_does_not_apply(world: World) -> None:
 def test_bump_to_a_release_whose_sofia_sip_there_is_not(world: World) -> None:
     (world.freeswitch / "configure.ac").write_text(CONFIGURE.format("1.0.9"))
     world.release(world.freeswitch, "v1.1.0")
+    before = (world.pins.read_bytes(), world.table.read_bytes())
+    output = io.StringIO()
+    console = Console(file=output, width=200)
+    # There is nothing to do about it, and nothing wrong.
+    assert bump.bump(world.settings, "", console, world.pins, world.table) is None
+    assert output.getvalue().splitlines() == [
+        "FreeSWITCH v1.1.0 needs sofia-sip v1.0.9, which is not supported: passed over",
+        "freeswitch v1.0.0 and sofia-sip v1.0.0 are the newest that can be used: nothing was changed",
+    ]
     with pytest.raises(ToolkitError, match=r"FreeSWITCH v1\.1\.0 needs sofia-sip v1\.0\.9, which is not supported"):
-        world.bump()
+        world.bump("v1.1.0")
+    assert (world.pins.read_bytes(), world.table.read_bytes()) == before
+
+
+def test_bump_takes_the_newest_sofia_sip_if_no_freeswitch_can_be_used(world: World) -> None:
+    (world.freeswitch / "configure.ac").write_text(CONFIGURE.format("1.0.9"))
+    world.release(world.freeswitch, "v1.1.0")
+    world.release(world.sofia, "v1.0.1")
+    pair = world.bump()
+    assert isinstance(pair, releases.Pair) and pair.sofia_sip is not None
+    assert (pair.freeswitch.name, pair.sofia_sip.name) == ("v1.0.0", "v1.0.1")
 
 
 def test_bump_to_an_unknown_tag(world: World) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import patchset, sources
+from scripts import branch, patchset, sources
+from scripts import settings as settings_module
 from scripts.errors import ToolkitError
 from scripts.settings import Settings
 from tests.conftest import AUTHOR, edited, git
@@ -185,6 +186,43 @@ def test_patch_of_a_missing_file_is_named(series: Settings) -> None:
         patchset.check(series)
 
 
+def build_applies(series: Settings) -> bool:
+    """Return whether the build's `patch` takes the series of "one"."""
+    script = settings_module.ROOT / "scripts/build-patch.sh"
+    command: list[str | Path] = ["sh", script, series.patches / "one", series.source("one").path]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_hunk_that_only_the_build_refuses_is_named(series: Settings) -> None:
+    path = patch_file(series, "0002")
+    replace(path, "@@ -47,7 +47,7 @@", "@@ -47,5 +47,5 @@")
+    replace(path, "+changed 50\n line 51\n line 52\n line 53\n", "+changed 50\n line 51\n")
+    before = state(series)
+    where = r"0002-second\.patch: hunk 2 of src/other\.c \(@@ -47,5\)"
+    expected = where + " has 3 lines of context above and 1 below, and is not at the end of the file"
+    for action in (patchset.check, patchset.apply):
+        with pytest.raises(ToolkitError, match=expected) as error:
+            action(series)
+        assert "\n" not in str(error.value)
+    assert state(series) == before
+    assert not build_applies(series)
+
+
+def test_hunk_at_the_end_of_a_file_has_less_context_below(series: Settings, add_patch: AddPatch) -> None:
+    add_patch("one", "Fourth", {"src/main.c": [59], "src/other.c": [2]})
+    assert [outcome.action for outcome in patchset.check(series)] == ["applies", "applies"]
+    assert build_applies(series)
+
+
+def test_uneven_hunk_is_mended_by_an_export(series: Settings) -> None:
+    path = patch_file(series, "0002")
+    replace(path, "@@ -47,7 +47,7 @@", "@@ -47,5 +47,5 @@")
+    replace(path, "+changed 50\n line 51\n line 52\n line 53\n", "+changed 50\n line 51\n")
+    branch.import_series(series)
+    branch.export_series(series)
+    assert [outcome.action for outcome in patchset.check(series)] == ["applies", "applies"]
+
+
 def test_check_without_a_clone(settings: Settings) -> None:
     with pytest.raises(ToolkitError, match=r"is missing: run `inv clone`"):
         patchset.check(settings)
@@ -266,6 +304,45 @@ def test_interrupted_am_of_the_user_is_left_alone(series: Settings) -> None:
         patchset.apply(series)
     assert state(series) == before
     assert (path / ".git/rebase-apply").exists()
+
+
+def forget_one(series: Settings) -> None:
+    """Do what `inv clean` does before it removes the tree of "one"."""
+    sources.check_unchanged(series.source("one"))
+
+
+@pytest.mark.parametrize("action", [patchset.apply, patchset.revert, branch.import_series, forget_one])
+def test_operation_of_the_user_is_left_alone(series: Settings, action: Callable[[Settings], object]) -> None:
+    patchset.apply(series)
+    path = series.source("one").path
+    environment = {**os.environ, **AUTHOR, "GIT_SEQUENCE_EDITOR": "sed -i 1s/pick/edit/"}
+    command = ["git", "rebase", "--quiet", "--interactive", "HEAD~2"]
+    subprocess.run(command, cwd=path, env=environment, capture_output=True, check=True)
+    before = state(series)
+    expected = (
+        rf"one: .* is in the middle of a `git rebase`: finish it \(`git -C {path} rebase --continue`\) or give it"
+    )
+    with pytest.raises(ToolkitError, match=expected):
+        action(series)
+    assert state(series) == before
+    git(path, "rebase", "--abort")
+    action(series)
+
+
+@pytest.mark.parametrize(
+    ("name", "operation"),
+    [
+        ("MERGE_HEAD", "merge"),
+        ("REVERT_HEAD", "revert"),
+        ("sequencer", "cherry-pick"),
+        ("rebase-apply", "am"),
+        ("rebase-apply/rebasing", "rebase"),
+    ],
+)
+def test_operation_is_called_by_its_name(series: Settings, name: str, operation: str) -> None:
+    (series.source("one").path / ".git" / name).mkdir(parents=True)
+    with pytest.raises(ToolkitError, match=f"is in the middle of a `git {operation}`: .* {operation} --continue"):
+        patchset.revert(series)
 
 
 def test_revert(series: Settings) -> None:

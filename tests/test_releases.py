@@ -44,8 +44,8 @@ def test_spandsp_goes_with_the_release() -> None:
     def commit(name: str) -> str:
         return load(freeswitch=name).source("spandsp").commit
 
-    assert load().source("spandsp").commit == commit("v1.10.12") == commit("v1.10.4")
-    assert commit("v1.11.0") == commit("master") != commit("v1.10.12")
+    assert load().source("spandsp").commit == commit("v1.11.0") == commit("master")
+    assert commit("v1.10.4") == commit("v1.10.12") != commit("v1.11.0")
 
 
 def test_sofia_sip_in_the_tree() -> None:
@@ -71,7 +71,7 @@ def test_sofia_sip_in_the_tree() -> None:
         ),
         ({"freeswitch": "v1.8.7", "sofia_sip": "v1.13.2"}, "FreeSWITCH v1.8.7 has sofia-sip in its tree"),
         ({"freeswitch": "v1.11.2"}, "FreeSWITCH v1.11.2 needs sofia-sip v1.13.18, which is not supported"),
-        ({"overrides": ["main"]}, "--set main: there is no set of that name, use v1.10.12, "),
+        ({"overrides": ["main"]}, "--set main: there is no set of that name, use v1.11.1, "),
         (
             {"overrides": ["master"], "freeswitch": "v1.10.7"},
             "--set master and --freeswitch v1.10.7 exclude each other",
