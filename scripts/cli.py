@@ -25,6 +25,8 @@ from scripts.settings import ROOT, Settings, check_environment, load
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 P = ParamSpec("P")
+# The exit status of what Ctrl-C ended, as shells have it.
+INTERRUPTED = 130
 SET = {
     "set": "Override a setting of invoke.yaml, as key=value (build.jobs=4, say), or use the set of releases "
     "of that name (master, say; see releases.yaml); may be repeated."
@@ -41,7 +43,7 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
 
     `help_texts` describe the other options. A ToolkitError becomes one line on
     stderr and exit status 1, and so does the result False, without the line;
-    Ctrl-C becomes exit status 130.
+    Ctrl-C becomes exit status 130, also if an error tells of it.
     """
 
     def decorate(function: Callable[P, object]) -> Callable[..., Any]:
@@ -53,11 +55,11 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
             try:
                 result = function(*args, **kwargs)
             except ToolkitError as error:
-                raise Exit(f"error: {error}", code=1) from error
+                raise Exit(f"error: {error}", code=status(error)) from error
             except OSError as error:
                 raise Exit(f"error: {error.filename or 'system'}: {error.strerror or error}", code=1) from error
             except KeyboardInterrupt:
-                raise Exit("interrupted", code=130) from None
+                raise Exit("interrupted", code=INTERRUPTED) from None
             if result is False:
                 raise Exit(code=1)
 
@@ -70,6 +72,14 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
         return task(body, iterable=["set_"], help={**SET, **QUIET, **help_texts})
 
     return decorate
+
+
+def status(error: ToolkitError) -> int:
+    """Return the exit status that `error` ends a task with: that of Ctrl-C, if it came of that."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, KeyboardInterrupt):
+        link = link.__cause__ or link.__context__
+    return 1 if link is None else INTERRUPTED
 
 
 def check_variables() -> None:

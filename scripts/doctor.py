@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ GIT = (2, 35)
 # Free space in bytes: at Docker's root for the images, and in the build directory.
 DOCKER_SPACE = 10e9
 BUILD_SPACE = 2e9
+# The one port of this machine that the toolkit takes, by default and for the example only.
+PORT = 5060
 # Seconds to wait for Docker, a registry or a git server.
 TIMEOUT = 8
 
@@ -44,17 +46,16 @@ class Check:
     remedy: str = ""
 
 
-def doctor(settings: Settings, console: Console | None = None, ports: Iterable[int] | None = None) -> bool:
+def doctor(settings: Settings, console: Console | None = None, port: int = PORT) -> bool:
     """Print a line per check and return whether all of them passed.
 
-    `ports` are the TCP ports that must be free (default: the event socket's).
-    Takes some 15 s at most.
+    `port` is that of the example. Takes some 15 s at most.
     """
     console = console or get_console()
     checks: list[Callable[[], list[Check]]] = [
         lambda: [_python(), _git(), _space(settings.build_directory, BUILD_SPACE, "build")],
         lambda: _docker(settings),
-        lambda: [_port(port) for port in (ports if ports is not None else (settings.watch_port,))],
+        lambda: [_port(port)],
         *(functools.partial(_source, source) for source in settings.sources),
     ]
     with ThreadPoolExecutor(len(checks)) as pool:
@@ -139,16 +140,20 @@ def _base_image(client: DockerClient, image: str) -> Check:
 
 
 def _port(port: int) -> Check:
-    with socket.socket() as server:
-        # Else the end of a connection, just closed, looks like a server.
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            server.bind(("", port))
-            server.listen()
-        except OSError as error:
-            remedy = f"stop what uses it (`ss -ltnp 'sport = :{port}'` shows it) or use --set watch.port=..."
-            return Check(f"port {port}", os.strerror(error.errno or 0).lower(), remedy)
-    return Check(f"port {port}", "free")
+    """Look whether the example can have `port`; nothing else needs it, so a taken one is no failure."""
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(type=kind) as server:
+            if kind == socket.SOCK_STREAM:
+                # Else the end of a connection, just closed, looks like a server.
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                server.bind(("", port))
+                if kind == socket.SOCK_STREAM:
+                    server.listen()
+            except OSError as error:
+                why = os.strerror(error.errno or 0).lower()
+                return Check(f"port {port}", f"{why}, start the example with another one (SIP_PORT=5070 inv example)")
+    return Check(f"port {port}", "free for the example")
 
 
 def _source(source: Source) -> list[Check]:

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +33,7 @@ _log.propagate = False
 
 REGISTER = "sofia::register"
 UNREGISTER = "sofia::unregister"
+EXPIRE = "sofia::expire"
 
 # What FreeSWITCH writes for a header whose value is empty.
 UNDEFINED = "_undef_"
@@ -93,6 +95,27 @@ class _Inbox(asyncio.Queue[ESLEvent]):
         super().put_nowait(item)
 
 
+class _Text:
+    """A stream of UTF-8: bytes that are none come out as U+FFFD.
+
+    What a client calls itself need not be UTF-8, and stands in what FreeSWITCH
+    lists as it came; genesis ends the connection there.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+
+    async def readline(self) -> bytes:
+        return self._clean(await self._reader.readline())
+
+    async def readexactly(self, count: int) -> bytes:
+        return self._clean(await self._reader.readexactly(count))
+
+    @staticmethod
+    def _clean(data: bytes) -> bytes:
+        return data.decode("utf-8", "replace").encode()
+
+
 class _Client(Inbound):
     """genesis's client that also tells when the connection is over.
 
@@ -102,12 +125,14 @@ class _Client(Inbound):
 
     def __init__(self, host: str, port: int, password: str, timeout: float) -> None:
         super().__init__(host, port, password, timeout)
+        self.reader: Any
         self.received: asyncio.Queue[Event | None] = asyncio.Queue()
         self.inbox = _Inbox(self.received)
         self.events = self.inbox
         self.ended = asyncio.Event()
 
     async def handler(self) -> None:
+        self.reader = self.reader and _Text(self.reader)
         try:
             # A message cut off in the middle is the end of the connection too.
             with contextlib.suppress(asyncio.IncompleteReadError, OSError, ValueError):
@@ -311,6 +336,42 @@ def parse(event: Event) -> TpErrorReport:
     return report
 
 
+class Order:
+    """Tells whether an event of a user has been overtaken by a later one.
+
+    FreeSWITCH numbers events as it makes them (Event-Sequence), and may deliver
+    them in another order. Remembers the last `limit` users.
+    """
+
+    def __init__(self, limit: int = 100_000) -> None:
+        self._limit = limit
+        self._core = ""
+        self._last: OrderedDict[tuple[str, str, str], tuple[int, str]] = OrderedDict()
+
+    def later(self, event: Event) -> str:
+        """Note `event`; return the subclass of a later one of its user that came before it, "" if none did."""
+        number = event.get("Event-Sequence")
+        if not (number.isascii() and number.isdigit() and len(number) <= 20):
+            return ""
+        if (core := event.get("Core-UUID")) != self._core:
+            # Another FreeSWITCH, or the same one started again, counts from 1.
+            self._core = core
+            self._last.clear()
+        user = (
+            event.get("profile-name"),
+            event.get("from-user") or event.get("user"),
+            event.get("from-host") or event.get("host"),
+        )
+        sequence, subclass = self._last.get(user, (0, ""))
+        if int(number) < sequence:
+            return subclass
+        self._last[user] = int(number), event.subclass
+        self._last.move_to_end(user)
+        if len(self._last) > self._limit:
+            self._last.popitem(last=False)
+        return ""
+
+
 def _bad(event: Event, name: str, what: str) -> ToolkitError:
     return ToolkitError(f"event {event.subclass or '(no subclass)'}: header {name} '{event.get(name)}' {what}")
 
@@ -359,6 +420,9 @@ COLUMNS = (
 def watch(settings: Settings, host: str = "", port: str = "", password: str = "", json_lines: bool = False) -> None:
     """Print each report as it arrives, until Ctrl-C.
 
+    A user who has registered again by the time a report arrives is not called
+    offline: what counts is the order of Event-Sequence.
+
     `host` and `port` default to the settings, `password` to the environment
     variable ESL_PASSWORD. The rows of a table, or with `json_lines` one JSON
     object per event that has all headers under their own names.
@@ -371,7 +435,8 @@ def watch(settings: Settings, host: str = "", port: str = "", password: str = ""
     if not password:
         raise ToolkitError(f"no password for the event socket at {host}:{number}: pass --password or set ESL_PASSWORD")
     try:
-        asyncio.run(_watch(Subscriber(host, number, password, [settings.esl_event]), json_lines))
+        subclasses = [settings.esl_event, REGISTER, UNREGISTER, EXPIRE]
+        asyncio.run(_watch(Subscriber(host, number, password, subclasses), json_lines))
     except KeyboardInterrupt:
         pass
     except BrokenPipeError:
@@ -397,7 +462,11 @@ async def _watch(subscriber: Subscriber, json_lines: bool) -> None:
             errors.print(f"watching {where} for {subscriber.subclasses[0]}, Ctrl-C ends", soft_wrap=True)
         if not json_lines:
             console.print(_row([name for name, _ in COLUMNS], "bold"), crop=False)
+        order = Order()
         async for event in subscriber:
+            later = order.later(event)
+            if event.subclass != subscriber.subclasses[0]:
+                continue
             if json_lines:
                 print(json.dumps(dict(event.headers), ensure_ascii=False), flush=True)
                 continue
@@ -406,7 +475,7 @@ async def _watch(subscriber: Subscriber, json_lines: bool) -> None:
             except ToolkitError as error:
                 errors.print(str(error), soft_wrap=True)
                 continue
-            console.print(_row(_cells(report, event.arrived_ns), ""), crop=False)
+            console.print(_row(_cells(report, event.arrived_ns, later), ""), crop=False)
 
 
 def _row(cells: list[str], style: str) -> Table:
@@ -417,7 +486,8 @@ def _row(cells: list[str], style: str) -> Table:
     return table
 
 
-def _cells(report: TpErrorReport, arrived_ns: int) -> list[str]:
+def _cells(report: TpErrorReport, arrived_ns: int, later: str = "") -> list[str]:
+    state = "offline" if report.offline else f"{report.registrations_left} left"
     detected = datetime.fromtimestamp(report.detected_at_us / 1e6).astimezone()
     return [
         detected.strftime("%H:%M:%S.%f")[:-3],
@@ -426,7 +496,7 @@ def _cells(report: TpErrorReport, arrived_ns: int) -> list[str]:
         report.transport,
         report.close_cause,
         report.error_name if report.error_code else "-",
-        "offline" if report.offline else f"{report.registrations_left} left",
+        "back" if later == REGISTER else state,
         f"{delay_ms(report, arrived_ns):.1f}",
     ]
 

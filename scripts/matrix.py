@@ -259,6 +259,8 @@ def _try(path: Path, task: _Task) -> Trial:
                 return dataclasses.replace(
                     trial, applies=False, offset=offset, fuzz=_fuzz(path, index, mail, patch), why=why
                 )
+            if doubt := patchset.uneven(path, index, patch):
+                return dataclasses.replace(trial, applies=False, offset=offset, why=f"{patch.name}: {doubt}")
             offset = max([offset, *(abs(int(lines)) for lines in OFFSET.findall(report))])
     return dataclasses.replace(trial, offset=offset)
 

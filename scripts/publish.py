@@ -6,9 +6,11 @@ What was pushed is recorded in the report directory: push.json, digest.txt (as
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -187,16 +189,64 @@ def save(settings: Settings, console: Console | None = None) -> Path:
 
 
 def load(settings: Settings, console: Console | None = None) -> None:
-    """Load build/image.tar; ToolkitError if what is in it is not the image that was verified."""
+    """Load build/image.tar; ToolkitError, before Docker gets it, if it is not the image that was verified, whole."""
     console = console or get_console()
     record = verified(settings)
     source = settings.build_directory / ARCHIVE
     if not source.exists():
         raise ToolkitError(f"{short(source)} is missing: `inv save` writes it")
+    _check_archive(source, f"{settings.image}:{PATCHED}", record)
     with engine.connect(registry.TIMEOUT) as client, source.open("rb") as file:
         client.images.load(file)
         image = _image(client, settings, record)
     console.print(f"{settings.image}:{PATCHED}: image {image.id}", soft_wrap=True)
+
+
+def _check_archive(file: Path, tag: str, record: Mapping[str, Any]) -> None:
+    """Raise ToolkitError if `file` is not a whole archive of the image in `record`, as `tag` and nothing else."""
+    try:
+        tags, ids = _archived(file)
+    except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
+        raise ToolkitError(
+            f"{short(file)} is not the whole archive of an image ({' '.join(str(error).split())}): copy it again, or "
+            "write it anew (`inv save`)"
+        ) from error
+    if tags != [tag]:
+        raise ToolkitError(
+            f"{short(file)} has {listing(tags) or 'an image without a tag'}, not {tag} alone: nothing was loaded, "
+            "write it anew (`inv save`)"
+        )
+    if record["id"] not in ids:
+        raise ToolkitError(
+            f"{short(file)} has {tag} as {' or '.join(ids)}, but {record['id']} was verified ({record['tag']}): "
+            "nothing was loaded, copy it and the report of one `inv verify`"
+        )
+
+
+def _archived(file: Path) -> tuple[list[str], list[str]]:
+    """Return the tags of the images in `file`, and the ids that the first of them can have.
+
+    Docker calls an image after its configuration or, in containerd's store,
+    after its manifest.
+    """
+    with tarfile.open(file, "r:") as archive:
+        members = {member.name: member for member in archive}
+
+        def content(name: str) -> bytes:
+            stream = archive.extractfile(members[name]) if name in members else None
+            if stream is None:
+                raise ValueError(f"{name} is missing")
+            return stream.read()
+
+        images = json.loads(content("manifest.json"))
+        if missing := [name for image in images for name in image["Layers"] if name not in members]:
+            raise ValueError(f"{listing(missing)} is missing")
+        names = [images[0]["Config"]] if images else []
+        if "index.json" in members:
+            manifests = json.loads(content("index.json"))["manifests"]
+            names += [f"blobs/{manifest['digest'].replace(':', '/')}" for manifest in manifests]
+        ids = [f"sha256:{hashlib.sha256(content(name)).hexdigest()}" for name in names]
+        return [tag for image in images for tag in image["RepoTags"] or []], ids
 
 
 def _released(tags: Sequence[str]) -> list[Version]:

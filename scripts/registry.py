@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from docker import DockerClient
-from docker.errors import APIError, NotFound
+from docker.errors import APIError, DockerException, NotFound
 from docker.models.images import Image
 from rich import get_console
 from rich.console import Console
@@ -102,18 +104,39 @@ def pull(client: DockerClient, reference: str) -> Image | None:
 def push(client: DockerClient, image: Image, reference: str) -> str:
     """Push `image` as `reference`, with a tag, and return its digest.
 
-    Raises ToolkitError if the registry does not take it.
+    Raises ToolkitError if the registry does not take it; the name is then what
+    it was on this machine, too.
     """
     repository, _, tag = reference.rpartition(":")
+    with _named(client, image, reference):
+        found = ""
+        for line in client.images.push(repository, tag=tag, stream=True, decode=True):
+            if "error" in line:
+                raise _refused(reference, " ".join(str(line["error"]).split()))
+            found = (line.get("aux") or {}).get("Digest", found)
+        if not found:
+            raise ToolkitError(f"{reference}: Docker did not say which digest it pushed: push again")
+        return str(found)
+
+
+@contextmanager
+def _named(client: DockerClient, image: Image, reference: str) -> Iterator[None]:
+    """Give `image` the name `reference`; take it back if something is raised."""
+    repository, _, tag = reference.rpartition(":")
+    before: Image | None = None
+    with suppress(NotFound):
+        before = client.images.get(reference)
     image.tag(repository, tag)
-    found = ""
-    for line in client.images.push(repository, tag=tag, stream=True, decode=True):
-        if "error" in line:
-            raise _refused(reference, " ".join(str(line["error"]).split()))
-        found = (line.get("aux") or {}).get("Digest", found)
-    if not found:
-        raise ToolkitError(f"{reference}: Docker did not say which digest it pushed: push again")
-    return str(found)
+    try:
+        yield
+    except BaseException:
+        with suppress(DockerException):
+            if before is not None:
+                before.tag(repository, tag)
+            elif image.tags:
+                # It has another name still, and so stays.
+                client.images.remove(reference, noprune=True)
+        raise
 
 
 def _refused(reference: str, why: str) -> ToolkitError:

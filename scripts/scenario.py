@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import io
+import ipaddress
 import itertools
 import re
 import secrets
@@ -170,7 +171,7 @@ def run(
         console.print(f"report in {_short(page)}", soft_wrap=True)
     where = f"report in {_short(page)}"
     if failure:
-        raise ToolkitError("; ".join([str(failure), *left, where]))
+        raise ToolkitError("; ".join([str(failure), *left, where])) from failure
     if outcome.failures:
         first = outcome.failures[0]
         problem = first.problems[0] if first.problems else first.verdict
@@ -375,6 +376,7 @@ class _Bench:
                 raise ToolkitError(f"{case.user} did not register in {timeout:g} s: {await client.errors()}")
             if case.action is Action.KILL:
                 await self._check_listed(observation.registered)
+                observation.address = await self._peer(observation.registered.get("network-port")) or client.address
                 observation.killed_ns = await client.kill()
             else:
                 await client.end(timeout)
@@ -389,7 +391,7 @@ class _Bench:
         return Capture(
             transport=observation.transport,
             server=self.address,
-            client=observation.address,
+            client=observation.registered.get("network-ip") if observation.registered else observation.address,
             began_ns=began_ns,
             ended_ns=time.time_ns(),
             killed_ns=observation.killed_ns,
@@ -413,6 +415,20 @@ class _Bench:
         listed = [node.text for node in _xml(text).iterfind("registrations/registration/call-id")]
         if registered.get("call-id") not in listed:
             raise ToolkitError(f"FreeSWITCH does not list the registration with call-id {registered.get('call-id')}")
+
+    async def _peer(self, port: str) -> str:
+        """Return the IPv4 address that FreeSWITCH's kernel has for the client at `port`; "" if none is connected.
+
+        A rule for NAT that some other network has left behind may have changed
+        the one that the client has.
+        """
+        _, table = await _docker(self.container.exec_run, ["cat", "/proc/net/tcp"])
+        for line in table.decode().splitlines()[1:]:
+            _, near, far, *_ = line.split()
+            address, _, number = far.partition(":")
+            if int(near.partition(":")[2], 16) == SIP_PORT and str(int(number, 16)) == port:
+                return str(ipaddress.IPv4Address(bytes.fromhex(address)[::-1]))
+        return ""
 
     async def death(self) -> str | None:
         """Return how the container died, None if it's alive."""
@@ -639,8 +655,9 @@ async def _sipp(bench: _Bench, case: Case) -> AsyncIterator[_Sipp]:
 class Observation:
     """What was seen in one case.
 
-    `address` is the client container's, `registered` the sofia::register
-    event, `killed_ns` nanoseconds since the epoch, `events` all that came.
+    `address` is the client's as FreeSWITCH must see it, `registered` the
+    sofia::register event, `killed_ns` nanoseconds since the epoch, `events`
+    all that came.
     """
 
     user: str

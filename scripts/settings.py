@@ -34,6 +34,9 @@ REPOSITORY = re.compile(
 )
 PATCH = re.compile(r"[a-z0-9-]+/\d{4}")
 MODULE = re.compile(r"[a-z_]+/mod_[a-z0-9_]+")
+# The module that reports lost connections: without it there is nothing to build.
+SOFIA = "endpoints/mod_sofia"
+PATCHED_MODULE = re.compile(rb"^diff --git a/src/mod/([a-z_]+/mod_[a-z0-9_]+)/", re.MULTILINE)
 PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 ANY = re.compile(r"\S+")
 URL = re.compile(r"(?:https?://\S+)?")
@@ -72,7 +75,8 @@ class Source:
 
     `commit` is 40 hexadecimal digits; `tag` may be empty, then the commit
     itself is fetched. `path` is where its tree lives. `carried` are other
-    upstreams whose sources are in its tree: name and directory.
+    upstreams whose sources are in its tree: name and directory. `modules` are
+    those of FreeSWITCH that are built, and so have to be there.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Source:
     exclude: tuple[str, ...]
     path: Path
     carried: tuple[tuple[str, str], ...] = ()
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -376,13 +381,17 @@ def _module_set(build: Mapping[str, Any], sets: Mapping[str, Any]) -> tuple[Modu
     modules = (*(sets[extended]["modules"] if extended else ()), *chosen["modules"])
     packages = (*chosen["packages"], *build["packages"])
     size = _number(chosen["size"], f"{where}.size", 0, 100_000)
+    built = tuple(
+        _match(MODULE, module, "build.modules", "a module (endpoints/mod_sofia, say)")
+        for module in build["modules"] or modules
+    )
+    if SOFIA not in built:
+        listed = "build.modules" if build["modules"] else f"{where}.modules"
+        raise ToolkitError(f"setting '{listed}': {SOFIA} is missing, which reports lost connections: add it")
     return (
         ModuleSet(
             name=name,
-            modules=tuple(
-                _match(MODULE, module, "build.modules", "a module (endpoints/mod_sofia, say)")
-                for module in build["modules"] or modules
-            ),
+            modules=built,
             packages=tuple(
                 _match(PACKAGE, item, "build.packages", "the name of a Debian package") for item in packages
             ),
@@ -396,14 +405,26 @@ def _module_set(build: Mapping[str, Any], sets: Mapping[str, Any]) -> tuple[Modu
     )
 
 
-def _sparse(source: Source, modules: Sequence[str], include: Sequence[str]) -> Source:
-    """Leave out the modules of FreeSWITCH that aren't built, but for the Makefile.am that configure wants."""
+def _sparse(source: Source, modules: Sequence[str], include: Sequence[str], patches: Path) -> Source:
+    """Leave out the modules of FreeSWITCH that aren't built, but for the Makefile.am that configure wants.
+
+    What the series `patches` changes stays: it is applied to all of them.
+    """
     # The last pattern that matches a path decides: what is excluded is so in a chosen module, too.
-    chosen = [f"!/src/mod/{module}/**" for module in modules]
+    kept = dict.fromkeys((*modules, *_patched_modules(patches / source.name)))
+    chosen = [f"!/src/mod/{module}/**" for module in kept]
     taken_back = [f"!{pattern}" for pattern in include]
     return replace(
-        source, exclude=("/src/mod/*/*/**", "!/src/mod/*/*/Makefile.am", *chosen, *source.exclude, *taken_back)
+        source,
+        exclude=("/src/mod/*/*/**", "!/src/mod/*/*/Makefile.am", *chosen, *source.exclude, *taken_back),
+        modules=tuple(modules),
     )
+
+
+def _patched_modules(directory: Path) -> list[str]:
+    """Return the modules that the patches in `directory` change, whatever their conditions say, sorted."""
+    found = [name for path in directory.glob("*.patch") for name in PATCHED_MODULE.findall(path.read_bytes())]
+    return sorted({name.decode() for name in found})
 
 
 def _settings(values: Mapping[str, Any]) -> Settings:
@@ -412,9 +433,12 @@ def _settings(values: Mapping[str, Any]) -> Settings:
     directory = _inside(sources.pop("directory"), "sources.directory")
     chosen, include = _module_set(build, values["module_sets"])
     trees = (_source(key, value, directory) for key, value in sources.items())
+    series = ROOT / patches["directory"]
     return Settings(
-        sources=tuple(_sparse(tree, chosen.modules, include) if tree.name == "freeswitch" else tree for tree in trees),
-        patches=ROOT / patches["directory"],
+        sources=tuple(
+            _sparse(tree, chosen.modules, include, series) if tree.name == "freeswitch" else tree for tree in trees
+        ),
+        patches=series,
         excluded_patches=tuple(
             _match(PATCH, name, "patches.exclude", "a patch (freeswitch/0003, say)") for name in patches["exclude"]
         ),

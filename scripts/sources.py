@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import tarfile
 import tempfile
@@ -36,6 +37,18 @@ COMMITTER_NAME = "freeswitch-tp-error toolkit"
 COMMITTER_EMAIL = "toolkit@freeswitch-tp-error.invalid"
 
 PROGRESS = re.compile(r"(?:remote: )?(?P<phase>[A-Z][A-Za-z ]+): +\d+% \((?P<done>\d+)/(?P<total>\d+)\)")
+# What the system says if it is the disk that fails, and not the network.
+DISK = re.compile(r"No space left on device|Disk quota exceeded|Read-only file system|unable to write file.*")
+# Files in .git that tell of an operation of git that waits for its user.
+OPERATIONS = {
+    "CHERRY_PICK_HEAD": "cherry-pick",
+    "REVERT_HEAD": "revert",
+    "sequencer": "cherry-pick",
+    "rebase-merge": "rebase",
+    "rebase-apply/rebasing": "rebase",
+    "rebase-apply": "am",
+    "MERGE_HEAD": "merge",
+}
 # Raise when the format of the exported tar changes.
 EXPORT_VERSION = 1
 
@@ -147,9 +160,23 @@ def changes(source: Source) -> tuple[str, ...]:
     return tuple(sorted(entry[3:] for entry in output.split("\0") if entry))
 
 
+def check_idle(source: Source) -> None:
+    """Raise ToolkitError if an operation of git in the tree of `source` waits for its user."""
+    for name, operation in OPERATIONS.items():
+        if (source.path / ".git" / name).exists():
+            if operation == "am" and "applying" in _config(source):
+                continue
+            call = f"{git_in(source.path)} {operation}"
+            raise ToolkitError(
+                f"{source.name}: {short(source.path)} is in the middle of a `git {operation}`: finish it "
+                f"(`{call} --continue`) or give it up (`{call} --abort`)"
+            )
+
+
 def check_unchanged(source: Source) -> None:
     """Raise ToolkitError if removing the tree of `source` would lose work of the user."""
     tree = inspect(source, every_ref=True)
+    check_idle(source)
     if tree is not None and (lost := (*changes(source), *tree.foreign)):
         raise ToolkitError(
             f"{source.name}: {short(source.path)} has local changes ({listing(lost)}): "
@@ -301,6 +328,11 @@ def short(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
+def git_in(path: Path) -> str:
+    """Return how git is called for the tree `path`, as a shell takes it."""
+    return f"git -C {shlex.quote(str(path))}"
+
+
 def listing(items: Iterable[str], limit: int = 5) -> str:
     """Join the first `limit` items with commas and say how many more there are."""
     every = list(items)
@@ -359,7 +391,7 @@ def _is_current(source: Source) -> bool:
     if tree.foreign:
         raise ToolkitError(
             f"{source.name}: {short(source.path)} has local changes ({listing(tree.foreign)}): "
-            f"save them, then run `git -C {source.path} checkout --detach {source.commit}`"
+            f"save them, then run `{git_in(source.path)} checkout --detach {source.commit}`"
         )
     return True
 
@@ -412,7 +444,19 @@ def _fill(source: Source, path: Path, console: Console) -> None:
                 f"{source.name}: tag {source.tag} of {source.url} is commit {found}, but the pin is {source.commit}: "
                 f"check what moved the tag, then correct {key(source)}.commit or .tag; nothing was kept"
             )
+        _check_modules(source, path)
         _remote(path, report, "checkout", "--detach", source.commit, source=source)
+
+
+def _check_modules(source: Source, path: Path) -> None:
+    """Raise ToolkitError if the pinned commit lacks one of the modules that are to be built of it."""
+    directories = {module: f"src/mod/{module}" for module in source.modules}
+    there = set(local(path, "ls-tree", "-d", "-z", "--name-only", source.commit, *directories.values()).split("\0"))
+    if missing := [module for module, directory in directories.items() if directory not in there]:
+        raise ToolkitError(
+            f"{source.name}: {version(source)} has no module {listing(missing)}: correct the setting build.modules, or "
+            "module_sets of invoke.yaml"
+        )
 
 
 def remove(path: Path) -> None:
@@ -473,6 +517,11 @@ def _remote(path: Path, report: Callable[[str], None], command: str, *arguments:
         )
         handle_process_output(process, None, handle, finish, decode_streams=False)
     except GitCommandError as error:
+        if why := DISK.search(str(error.stderr)):
+            raise ToolkitError(
+                f"{source.name}: cannot write {version(source)} to {short(source.path.parent)} ({why[0]}): "
+                "make room there (`inv clean`, `docker system prune`) or use --set sources.directory=..."
+            ) from error
         raise ToolkitError(_unreachable(source, reason(error))) from error
 
 

@@ -98,6 +98,8 @@ class Server:
                 pass
             elif command == "api die":
                 return
+            elif command == "api bytes":
+                await self.send(b"Content-Type: api/response\nContent-Length: 7\n\ncaf\xe9 \xe2\x82")
             else:
                 body = f"you said {command}\n\nand more\n"
                 await self.send(f"Content-Type: api/response\nContent-Length: {len(body)}\n\n{body}".encode())
@@ -207,6 +209,14 @@ def test_events_keep_their_order_also_in_pieces() -> None:
 def test_api_returns_the_whole_answer() -> None:
     async def action(client: Subscriber) -> None:
         assert await client.api("sofia status") == "you said api sofia status\n\nand more\n"
+
+    use(Server(), action)
+
+
+def test_answer_that_is_not_utf8_ends_nothing() -> None:
+    async def action(client: Subscriber) -> None:
+        assert await client.api("bytes") == "caf\ufffd \ufffd"
+        assert await client.api("version") == "you said api version\n\nand more\n"
 
     use(Server(), action)
 
@@ -403,6 +413,45 @@ def test_watch_prints_rows_and_says_that_the_connection_is_lost() -> None:
     _, missing, lost = err.splitlines()
     assert "has no header call-id" in missing
     assert lost.startswith(f"error: lost the event socket at 127.0.0.1:{port}")
+
+
+def test_watch_calls_nobody_offline_who_has_registered_again_by_then() -> None:
+    report = REPORT | {"detected-at-us": str(time.time_ns() // 1000)}
+    register = {key: report[key] for key in ("Event-Name", "Core-UUID", "profile-name", "from-user", "from-host")}
+    register |= {"Event-Subclass": "sofia::register"}
+
+    async def script(server: Server) -> None:
+        # Made after the first report and before the second one, and delivered before both.
+        await server.send(wire(register | {"Event-Sequence": "21"}))
+        await server.send(wire(report | {"Event-Sequence": "20"}) + wire(report | {"Event-Sequence": "22"}))
+        server.writer.close()
+
+    with serving_thread(Server(script)) as port:
+        out, _ = start_watch(port, "table").communicate(timeout=10)
+    assert [line.split()[6] for line in out.splitlines()[1:]] == ["back", "offline"]
+
+
+def test_order_is_that_of_each_user_and_begins_anew_with_a_restart() -> None:
+    def event(sequence: str, user: str = "alice", core: str = "one", subclass: str = "sofia::register") -> Event:
+        return Event(
+            REPORT | {"Event-Sequence": sequence, "from-user": user, "Core-UUID": core, "Event-Subclass": subclass}, 0
+        )
+
+    order = events.Order(limit=2)
+    assert order.later(event("9")) == ""
+    assert order.later(event("8", subclass="sofia::tp_error_report")) == "sofia::register"
+    assert order.later(event("8", user="bob")) == order.later(event("10")) == ""
+    assert order.later(event("1", core="two")) == ""
+    # What is no number says nothing, and who has been quiet for long is forgotten.
+    assert (
+        order.later(event("x", core="two"))
+        == order.later(event("2", "bob", "two"))
+        == order.later(event("3", "carol", "two"))
+        == ""
+    )
+    assert order.later(event("0", core="two")) == ""
+    expired = {"Event-Subclass": "sofia::expire", "Event-Sequence": "1", "Core-UUID": "two", "profile-name": "internal"}
+    assert order.later(Event(expired | {"user": "carol", "host": "example.test"}, 0)) == "sofia::register"
 
 
 def test_watch_ends_when_its_reader_does() -> None:

@@ -11,6 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from invoke.context import Context
+from invoke.exceptions import Exit
+
+from scripts.cli import command
+from scripts.errors import ToolkitError
 
 
 @pytest.fixture
@@ -152,6 +157,27 @@ def test_without_git(project: Path, tmp_path: Path) -> None:
         (tools / name).symlink_to(str(shutil.which(name)))
     result = run(made(project), "clone", PATH=str(tools))
     assert (result.returncode, result.stderr) == (1, "error: git is missing: install it (`apt-get install git`)\n")
+
+
+@pytest.mark.parametrize("context", [None, KeyboardInterrupt, ValueError])
+def test_error_that_ctrl_c_led_to_has_its_status(context: type[BaseException] | None) -> None:
+    @command()
+    def task(context_: Context, set_: list[str]) -> None:
+        try:
+            if context:
+                raise context
+        except BaseException:
+            # As `verify` does.
+            try:
+                raise ToolkitError("broken off") from None
+            except ToolkitError as error:
+                raise ToolkitError(f"{error}; report") from error
+        raise ToolkitError("failed")
+
+    with pytest.raises(Exit) as end:
+        task(Context(), set_=[])
+    assert end.value.code == (130 if context is KeyboardInterrupt else 1)
+    assert str(end.value.message) == f"error: {'broken off; report' if context else 'failed'}"
 
 
 def test_ctrl_c(project: Path, tmp_path: Path) -> None:

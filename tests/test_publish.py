@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import re
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -235,14 +236,14 @@ def test_verified_image_is_pushed_and_pulled_back(
 def test_version_of_what_is_inside_is_a_tag_too(
     verified: Settings, client: docker.DockerClient, registry: str, project: Path
 ) -> None:
-    make(client, verified, **{"org.opencontainers.image.version": "1.10.12-tp1.2.3"})
+    make(client, verified, **{"org.opencontainers.image.version": "1.11.1-tp1.2.3"})
     target = f"{registry}/{uuid.uuid4().hex}"
     pushed = publish.push(verified, target, console=quiet(), root=project)
-    assert pushed.tags == ["1.2.3", "1.10.12-tp1.2.3", "1.2", "1", "latest"]
+    assert pushed.tags == ["1.2.3", "1.11.1-tp1.2.3", "1.2", "1", "latest"]
     git(project, "tag", "--delete", "v1.2.3")
     release(project, "1.2.4")
-    make(client, verified, **{"org.opencontainers.image.version": "1.10.12-tp1.2.3"})
-    with pytest.raises(ToolkitError, match=r":1\.10\.12-tp1\.2\.3 is published already"):
+    make(client, verified, **{"org.opencontainers.image.version": "1.11.1-tp1.2.3"})
+    with pytest.raises(ToolkitError, match=r":1\.11\.1-tp1\.2\.3 is published already"):
         publish.push(verified, target, console=quiet(), root=project)
 
 
@@ -251,10 +252,10 @@ def test_other_set_of_modules_has_tags_of_its_own(
 ) -> None:
     target = f"{registry}/{uuid.uuid4().hex}"
     usual = publish.push(verified, target, console=quiet(), root=project)
-    labels = {"org.opencontainers.image.version": "1.10.12-tp1.2.3", f"{LABEL}.module-set": "full"}
+    labels = {"org.opencontainers.image.version": "1.11.1-tp1.2.3", f"{LABEL}.module-set": "full"}
     make(client, verified, **labels)
     full = publish.push(verified, target, console=quiet(), root=project)
-    assert full.tags == ["1.2.3-full", "1.10.12-tp1.2.3-full", "1.2-full", "1-full", "latest-full"]
+    assert full.tags == ["1.2.3-full", "1.11.1-tp1.2.3-full", "1.2-full", "1-full", "latest-full"]
     assert manifest(registry, target.partition("/")[2], "latest")[0] == usual.digest != full.digest
 
 
@@ -370,11 +371,76 @@ def test_saved_image_is_loaded_elsewhere(verified: Settings, client: docker.Dock
     assert pushed.image == image.id
 
 
-def test_archive_of_another_image_is_refused(verified: Settings, client: docker.DockerClient) -> None:
+def test_archive_of_another_image_is_refused_before_it_is_loaded(
+    verified: Settings, client: docker.DockerClient
+) -> None:
+    saved = client.images.get(f"{verified.image}:patched")
     publish.save(verified, quiet())
-    make(client, verified)
-    with pytest.raises(ToolkitError, match="was verified"):
+    image = make(client, verified)
+    expected = rf"image\.tar has .*:patched as {saved.id}, but {image.id} was verified .*: nothing was loaded"
+    with pytest.raises(ToolkitError, match=expected):
         publish.load(verified, quiet())
+    assert client.images.get(f"{verified.image}:patched").id == image.id
+
+
+def archive(settings: Settings, tags: Sequence[str], layers: Sequence[str] = ("layer.tar",), lost: int = 0) -> None:
+    """Write an archive of an image as Docker does, a layer and the last `lost` bytes missing; report that it passed."""
+    configuration = "{}"
+    files = {
+        "layer.tar": "x" * 100_000,
+        "config.json": configuration,
+        "manifest.json": json.dumps([{"Config": "config.json", "RepoTags": tags, "Layers": layers}]),
+    }
+    report(settings, f"sha256:{hashlib.sha256(configuration.encode()).hexdigest()}")
+    data = engine.tar(files)
+    (settings.build_directory / "image.tar").write_bytes(data[: len(data) - lost])
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        (["other:patched"], "has other:patched, not {} alone: nothing was loaded, write it anew (`inv save`)"),
+        (["{}", "debian:bookworm-slim"], "has {}, debian:bookworm-slim, not {} alone: nothing was loaded"),
+        (None, "has an image without a tag, not {} alone"),
+    ],
+)
+def test_archive_with_another_tag_is_refused(settings: Settings, tags: list[str] | None, message: str) -> None:
+    tag = f"{settings.image}:patched"
+    archive(settings, tags and [name.format(tag) for name in tags])  # type: ignore[arg-type]
+    with pytest.raises(ToolkitError, match=re.escape(message.format(tag, tag))):
+        publish.load(settings, quiet())
+
+
+@pytest.mark.parametrize(
+    ("layers", "lost", "why"),
+    [
+        (("layer.tar",), 60_000, "unexpected end of data"),
+        (("layer.tar",), 10_752, "manifest.json is missing"),
+        (("layer.tar", "other.tar"), 0, "other.tar is missing"),
+        (("layer.tar",), 1_000_000, "empty file"),
+    ],
+)
+def test_archive_that_is_not_whole_is_refused(settings: Settings, layers: tuple[str], lost: int, why: str) -> None:
+    archive(settings, [f"{settings.image}:patched"], layers, lost)
+    expected = f"image.tar is not the whole archive of an image ({why}): copy it again, or write it anew (`inv save`)"
+    with pytest.raises(ToolkitError, match=re.escape(expected)):
+        publish.load(settings, quiet())
+
+
+def test_image_is_known_by_its_manifest_too(settings: Settings, tmp_path: Path) -> None:
+    """As containerd's image store has it."""
+    tag, manifest_text = f"{settings.image}:patched", '{"layers": []}'
+    digest = hashlib.sha256(manifest_text.encode()).hexdigest()
+    files = {
+        "index.json": json.dumps({"manifests": [{"digest": f"sha256:{digest}"}]}),
+        f"blobs/sha256/{digest}": manifest_text,
+        "blobs/sha256/config": "{}",
+        "manifest.json": json.dumps([{"Config": "blobs/sha256/config", "RepoTags": [tag], "Layers": []}]),
+    }
+    (tmp_path / "image.tar").write_bytes(engine.tar(files))
+    publish._check_archive(tmp_path / "image.tar", tag, {"id": f"sha256:{digest}", "tag": tag})
+    with pytest.raises(ToolkitError, match="but sha256:0 was verified"):
+        publish._check_archive(tmp_path / "image.tar", tag, {"id": "sha256:0", "tag": tag})
 
 
 def test_missing_archive_is_named(settings: Settings) -> None:

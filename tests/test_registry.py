@@ -120,6 +120,23 @@ def test_login_opens_the_registry_and_logout_closes_it(
             registries_module.forget(client, reference)
 
 
+def test_push_that_fails_leaves_no_name(registries: Settings) -> None:
+    """Neither on the image, nor another image without the name that it had."""
+    name = f"127.0.0.1:9/{uuid.uuid4().hex}"
+    names = [f"{name}:{tag}" for tag in ("mine", "other", "edge")]
+    with engine.connect() as client:
+        try:
+            image, other = (registries_module.small_image(client, registries.base_image, name) for name in names[:2])
+            for reference in names[1:]:
+                with pytest.raises(ToolkitError, match=rf"{reference}: .* does not answer as it should"):
+                    registry_module.push(client, image, reference)
+            image.reload()
+            other.reload()
+            assert (image.tags, other.tags) == (names[:1], names[1:2])
+        finally:
+            registries_module.forget(client, *names)
+
+
 def test_tag_that_is_not_there(registry: str) -> None:
     with engine.connect() as client:
         assert registry_module.digest(client, f"{registry}/nothing:edge") == ""

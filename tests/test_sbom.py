@@ -27,7 +27,7 @@ def text() -> str:
 
 
 def make(settings: Settings) -> str:
-    return sbom.make(settings, "x:patched", "1.10.12-tp1", 1_700_000_000, sbom.packages(LISTING), "debian-12")
+    return sbom.make(settings, "x:patched", "1.11.1-tp1", 1_700_000_000, sbom.packages(LISTING), "debian-12")
 
 
 def components(text: str) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import patchset
 from scripts import settings as settings_module
 from scripts.errors import ToolkitError
 from scripts.releases import COMMIT
@@ -52,7 +53,7 @@ def test_module_sets() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("build.jobs", "--set build.jobs: there is no set of that name, use v1.10.12,"),
+        ("build.jobs", "--set build.jobs: there is no set of that name, use v1.11.1,"),
         ("build.job=3", "unknown setting 'build.job', invoke.yaml lists"),
         ("sources.sofia-sip.url=x", "unknown setting 'sources.sofia-sip.url'"),
         ("build=3", "unknown setting 'build'"),
@@ -65,6 +66,14 @@ def test_module_sets() -> None:
         ("patches.esl_event=sofia", "'sofia' is not an event subclass"),
         ("build.image=name:tag", "'name:tag' is not an image name without a tag"),
         ("build.modules=mod_sofia", "'mod_sofia' is not a module"),
+        (
+            "build.modules=dialplans/mod_dialplan_xml",
+            "setting 'build.modules': endpoints/mod_sofia is missing, which reports lost connections: add it",
+        ),
+        (
+            "module_sets.core.modules=say/mod_say_en",
+            "setting 'module_sets.core.modules': endpoints/mod_sofia is missing",
+        ),
         ("build.module_set=tiny", "setting 'build.module_set': there is no set 'tiny', use core, full"),
         ("build.packages=rm -rf", "setting 'build.packages': 'rm -rf' is not the name of a Debian package"),
         ("module_sets.core.extends=tiny", "setting 'module_sets.core.extends': there is no set 'tiny', use core, full"),
@@ -97,6 +106,20 @@ def test_only_the_modules_that_are_built_are_fetched() -> None:
         "!/src/mod/say/mod_say_en/**",
     )
     assert not any("mod_sofia" in pattern for pattern in load().source("sofia-sip").exclude)
+
+
+def test_modules_that_the_series_changes_are_fetched_whatever_is_built() -> None:
+    settings = load(overrides=["build.modules=endpoints/mod_sofia"])
+    source = settings.source("freeswitch")
+    assert source.modules == ("endpoints/mod_sofia",)
+    changed = {
+        "/".join(file.path.split("/")[:4])
+        for patch in patchset.render(settings, source)
+        for file in patch.diff
+        if file.path.startswith("src/mod/")
+    }
+    assert len(changed) > 1
+    assert {f"!/{directory}/**" for directory in changed} <= set(source.exclude)
 
 
 def test_what_is_excluded_is_so_in_chosen_modules() -> None:

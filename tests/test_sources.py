@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
+import re
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -103,6 +106,56 @@ def test_repository_that_lacks_a_file(settings: Settings) -> None:
     ):
         sources.clone(settings)
     assert list(settings.sources[0].path.parent.iterdir()) == []
+
+
+def test_module_that_does_not_exist_keeps_what_was_there(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "upstream/one/src/mod/say/mod_say_en").mkdir(parents=True)
+    (tmp_path / "upstream/one/src/mod/say/mod_say_en/mod_say_en.c").touch()
+    git(tmp_path / "upstream/one", "add", "--all")
+    git(tmp_path / "upstream/one", "commit", "--quiet", "--message=Module")
+    commit = git(tmp_path / "upstream/one", "rev-parse", "HEAD")
+    settings = change(settings, tag="", commit=commit, modules=("say/mod_say_en",))
+    sources.clone(settings)
+    other = change(settings, exclude=(), modules=("say/mod_say_en", "say/mod_say_xx", "say/mod_say_en.c"))
+    expected = f"one: {commit[:12]} has no module say/mod_say_xx, say/mod_say_en.c: correct the setting build.modules"
+    with pytest.raises(ToolkitError, match=re.escape(expected)):
+        sources.clone(other)
+    assert [result.fresh for result in sources.clone(settings)] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ("fatal: write error: No space left on device", "No space left on device"),
+        ("error: unable to write file a.c\nfatal: gone", "unable to write file a.c"),
+    ],
+)
+def test_full_disk_is_not_put_down_to_the_network(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, why: str
+) -> None:
+    helper = tmp_path / "bin/git-remote-full"
+    helper.parent.mkdir()
+    helper.write_text(f"#!/bin/sh\necho '{told}' >&2\nexit 128\n")
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{helper.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("GIT_ALLOW_PROTOCOL", "full")
+    with pytest.raises(ToolkitError) as error:
+        sources.clone(change(settings, url="full://host/x"))
+    assert str(error.value).startswith(
+        f"one: cannot write v1.0 to {settings.sources[0].path.parent} ({why}): make room there"
+    )
+    assert "network" not in str(error.value)
+
+
+def test_remedy_can_be_pasted(settings: Settings, tmp_path: Path) -> None:
+    spaced = change(settings, path=tmp_path / "my trees/one")
+    sources.clone(spaced)
+    path = spaced.sources[0].path
+    (path / ".git/MERGE_HEAD").touch()
+    with pytest.raises(ToolkitError) as error:
+        sources.check_idle(spaced.sources[0])
+    (command,) = re.findall(r"`(git -C [^`]*) --abort`", str(error.value))
+    assert shlex.split(command) == ["git", "-C", str(path), "merge"]
 
 
 def test_leftover_of_an_interrupted_clone_is_removed(settings: Settings) -> None:
