@@ -10,6 +10,9 @@
 # shellcheck disable=SC2329 # load_variables calls the checks by their kind.
 set -eu
 
+# First of all: the kernel keeps from a container's first process what it has no trap for.
+trap 'exit 143' TERM INT
+
 share=/usr/local/share/freeswitch
 modules=/usr/local/freeswitch/mod
 etc=/etc/freeswitch
@@ -44,12 +47,12 @@ check_boolean() {
 	esac
 }
 
-# $3 lowest, $4 highest
+# $3 lowest, $4 highest, $5 what else it may be
 check_integer() {
 	case $2 in
-	0?* | *[!0-9]* | ??????????*) fail "$1='$2' must be a whole number from $3 to $4" ;;
+	0?* | *[!0-9]* | ??????????*) fail "$1='$2' must be ${5:+$5 or }a whole number from $3 to $4" ;;
 	esac
-	[ "$2" -ge "$3" ] && [ "$2" -le "$4" ] || fail "$1='$2' must be a whole number from $3 to $4"
+	[ "$2" -ge "$3" ] && [ "$2" -le "$4" ] || fail "$1='$2' must be ${5:+$5 or }a whole number from $3 to $4"
 }
 
 check_port() {
@@ -60,7 +63,7 @@ check_port() {
 }
 
 check_timeout() {
-	[ "$2" = 0 ] || check_integer "$1" "$2" 2 32767
+	[ "$2" = 0 ] || check_integer "$1" "$2" 2 32767 0
 }
 
 # Whether $1 is an IPv4 address
@@ -253,7 +256,9 @@ load_variables() {
 
 # What is allowed, and probably not meant
 give_warnings() {
-	for name in $(env | sed -nE 's/^((SIP|RTP|TP|TLS|ESL|DIRECTORY|DRAIN)_[A-Z0-9_]*)=.*/\1/p'); do
+	# By the first words of the variables there are, with an S or without: REQUEST_PER_SECOND is meant for one, too.
+	families=$(echo "$known" | tr ' ' '\n' | sed -n 's/S\{0,1\}_.*//p' | sort -u | paste -sd '|')
+	for name in $(env | sed -nE "s/^(($families)S?_[A-Z0-9_]*)=.*/\1/p"); do
 		case $known in
 		*" $name "*) ;;
 		*) warn "$name is not one of the variables of this image" ;;
@@ -337,27 +342,40 @@ choose_addresses() {
 	[ "$sip" != auto ] || sip=$address
 }
 
-# Addresses that have to be this machine's
+# $1 address that SIP listens on
+check_external() {
+	[ -z "$SIP_EXTERNAL_IP" ] || [ "$(family "$SIP_EXTERNAL_IP")" = "$(family "$1")" ] ||
+		fail "SIP_EXTERNAL_IP='$SIP_EXTERNAL_IP' is $(family "$SIP_EXTERNAL_IP"), and SIP listens on $1: give one of the same kind"
+}
+
+# Addresses that have to be this machine's; $1: the container may get others before it starts
 check_local() {
-	own=" $(hostname -I)"
+	own=$(hostname -I)
 	# FreeSWITCH takes none of a kind that only loopback has.
 	case $own in
-	*.*:* | *:*.*) own="$own 127.0.0.1 0.0.0.0 ::1 :: " ;;
-	*:*) own="$own ::1 :: " ;;
-	*) own="$own 127.0.0.1 0.0.0.0 " ;;
+	*.*:* | *:*.*) loopback="127.0.0.1 ::1" any="0.0.0.0 ::" ;;
+	*:*) loopback=::1 any=:: ;;
+	*) loopback=127.0.0.1 any=0.0.0.0 ;;
 	esac
-	[ -z "$SIP_EXTERNAL_IP" ] || [ "$(family "$SIP_EXTERNAL_IP")" = "$(family "$sip")" ] ||
-		fail "SIP_EXTERNAL_IP='$SIP_EXTERNAL_IP' is $(family "$SIP_EXTERNAL_IP"), and SIP listens on $sip: give one of the same kind"
 	for item in "SIP_LISTEN_IP:$SIP_LISTEN_IP" "ESL_LISTEN_IP:$ESL_LISTEN_IP"; do
-		address=${item#*:}
-		case $address in
-		auto) continue ;;
-		127.*) address=127.0.0.1 ;;
+		address=${item#*:} possible="auto $own $loopback"
+		case $item in
+		# Where it is none, the start takes another one.
+		*:auto | ESL_LISTEN_IP:127.0.0.1) continue ;;
+		ESL_*) possible="$own $loopback $any" ;;
 		esac
-		case $own in
-		*" $address "*) ;;
-		*) fail "${item%%:*}='${item#*:}' is not an address that can be listened on here: give one of $own" ;;
+		case $address in 127.*) address=127.0.0.1 ;; esac
+		# shellcheck disable=SC2086,SC2116 # Without the spaces around.
+		possible=$(echo $possible)
+		case " $possible " in
+		*" $address "*) continue ;;
 		esac
+		wrong="${item%%:*}='${item#*:}' is not an address that can be listened on here"
+		[ -z "${1-}" ] || {
+			warn "$wrong: right only if the container will have it (check with the same --network), else give one of $(echo "$possible" | sed 's/ /, /g')"
+			continue
+		}
+		fail "$wrong: give one of $(echo "$possible" | sed 's/ /, /g')"
 	done
 }
 
@@ -671,11 +689,11 @@ case ${1:-} in
 *) exec "$@" ;;
 esac
 
-trap 'exit 143' TERM INT
 load_variables
 listens udp || listens tcp || listens tls ||
 	fail "SIP_TRANSPORTS='$SIP_TRANSPORTS' must have one of udp, tcp and tls in it: add one"
 check_ports
+[ "$SIP_LISTEN_IP" = auto ] || check_external "$SIP_LISTEN_IP"
 check_event_socket
 check_directory
 check_configurations
@@ -688,10 +706,12 @@ fi
 check_directories
 give_warnings
 if [ "${1:-}" = check ]; then
+	check_local later
 	echo "freeswitch-entrypoint: the settings are in order"
 	exit
 fi
 choose_addresses
+check_external "$sip"
 check_local
 check_free
 

@@ -78,7 +78,7 @@ def checker(built: Settings) -> Iterator[Checker]:
         {"SIP_TRANSPORTS": "udp,tcp,tls,ws,wss"},
         {"SIP_TRANSPORTS": "tls", "TLS_CLIENT_CA_FILE": f"{TLS}/ca.pem"},
         {"SIP_CODECS": "opus@48000h@20i,PCMA"},
-        {"SIP_LISTEN_IP": "2001:db8::7", "SIP_EXTERNAL_IP": "192.0.2.7"},
+        {"SIP_LISTEN_IP": "2001:db8::7", "SIP_EXTERNAL_IP": "2001:db8::8"},
         {
             "ESL_LISTEN_IP": "::",
             "ESL_PASSWORD_FILE": f"{TLS}/password",
@@ -124,9 +124,10 @@ def test_good_settings(checker: Checker, environment: dict[str, str]) -> None:
         ("RTP_END_PORT", "16385", "must be at least 3 more than RTP_START_PORT='16384'"),
         ("MAX_SESSIONS", "0", "must be a whole number from 1 to 100000"),
         ("SESSIONS_PER_SECOND", "many", "must be a whole number from 1 to 10000"),
+        ("REQUESTS_PER_SECOND", "1e3", "must be a whole number from 0 to 1000000"),
         ("TP_ERROR_REPORT", "yes", "must be true or false"),
         ("TP_ERROR_UNREGISTER", "1", "must be true or false"),
-        ("TCP_DEAD_PEER_TIMEOUT", "1", "must be a whole number from 2 to 32767"),
+        ("TCP_DEAD_PEER_TIMEOUT", "1", "must be 0 or a whole number from 2 to 32767"),
         ("TLS_CERT_FILE", "tls.crt", "is not an absolute path"),
         ("TLS_CLIENT_CA_FILE", f"{TLS}/ca.pem", "is for TLS: add tls to SIP_TRANSPORTS"),
         ("DIRECTORY_URL", "ftp://example.test", "begin it with https:// or http://"),
@@ -158,6 +159,10 @@ def test_wrong_values(checker: Checker, name: str, value: str, why: str) -> None
             {"ESL_LISTEN_IP": "192.0.2.1", "ESL_PASSWORD": "s3cret"},
             "ESL_LISTEN_IP='192.0.2.1' opens the event socket, and ESL_ACL is empty: "
             "name the networks that may connect",
+        ),
+        (
+            {"SIP_LISTEN_IP": "2001:db8::7", "SIP_EXTERNAL_IP": "192.0.2.7"},
+            "SIP_EXTERNAL_IP='192.0.2.7' is IPv4, and SIP listens on 2001:db8::7: give one of the same kind",
         ),
         (
             {"SIP_TRANSPORTS": "tls", "TLS_CERT_FILE": "/nowhere"},
@@ -247,10 +252,27 @@ def test_directory_that_the_user_cannot_read(checker: Checker) -> None:
         assert checker.check({})[0] == code
 
 
-def test_misspelled_variable_is_told(checker: Checker) -> None:
-    code, _, errors = checker.check({"SIP_PROT": "5070"})
+def test_misspelled_variables_are_told(checker: Checker) -> None:
+    """Of every family of variables, and where the first word lacks an S or has one too many."""
+    families = {variable["name"].split("_")[0] for group in image.variables() for variable in group["variables"]}
+    names = {f"{family}_X" for family in families} | {"REQUEST_PER_SECOND", "LOGS_LEVEL", "TCP_FIRST_TIMEOUT"}
+    code, _, errors = checker.check({**dict.fromkeys(names, "5"), "HOSTNAMES": "5"})
     assert code == 0
-    assert f"{PREFIX}warning: SIP_PROT is not one of the variables of this image" in errors.splitlines()
+    told = [line for line in errors.splitlines() if line.endswith(" is not one of the variables of this image")]
+    assert sorted(told) == sorted(
+        f"{PREFIX}warning: {name} is not one of the variables of this image" for name in names
+    )
+
+
+def test_address_of_another_network_is_told(checker: Checker) -> None:
+    """The check runs in a network of its own, and doesn't know that of the start, which refuses it."""
+    code, _, errors = checker.check({"SIP_LISTEN_IP": "192.0.2.7"})
+    assert code == 0
+    expected = "SIP_LISTEN_IP='192.0.2.7' is not an address that can be listened on here: right only if the container"
+    assert f"{PREFIX}warning: {expected} will have it" in errors
+    assert errors.rstrip().endswith(", else give one of auto, 127.0.0.1")
+    _, _, errors = checker.check({"SIP_LISTEN_IP": "127.0.0.1", "ESL_LISTEN_IP": "127.0.0.2"})
+    assert "listened on" not in errors
 
 
 def test_table_has_a_check_for_every_variable(root: Path) -> None:

@@ -96,6 +96,24 @@ def test_only_the_phone_port_is_published(compose: Compose) -> None:
     assert set(ports) == {"5060/tcp", "5060/udp"}
 
 
+def test_every_volume_has_a_name(compose: Compose) -> None:
+    """One without would stay when the example ends, and nobody would know whose it is."""
+    with engine.connect() as client:
+        mine = {"label": f"com.docker.compose.project={compose.project}"}
+        containers = client.containers.list(all=True, filters=mine)
+        mounts = [mount for container in containers for mount in container.attrs["Mounts"]]
+    assert any(container.labels["com.docker.compose.service"] == "init" for container in containers)
+    volumes = {mount["Name"] for mount in mounts if mount["Type"] == "volume"}
+    assert volumes == {f"{compose.project}_{name}" for name in ("secrets", "users", "state", "logs")}
+
+
+def test_example_has_a_name_of_its_own(root: Path) -> None:
+    """Not that of its directory, `compose`, which other projects have as well."""
+    name = "freeswitch-tp-error-example"
+    assert f"COMPOSE_PROJECT_NAME={name}" in (example.DIRECTORY / ".env").read_text().splitlines()
+    assert f"`{name}`" in (root / "docs/deployment.md").read_text()
+
+
 def test_context_of_the_subscriber_is_all_python(tmp_path: Path) -> None:
     context = example.make_context(tmp_path / "context")
     files = [path for path in context.rglob("*") if path.is_file()]
