@@ -53,6 +53,8 @@ THREAD_STARTED, THREAD_ENDED = re.compile(r"MSG Thread \d+ Started"), re.compile
 DEAD_PEER_TIMEOUT = 6
 # An alias of profile `silent`: tcp only, with a stack of its own.
 ALIAS_PORT = 5104
+# How often networks are made anew whose addresses are not what containers see of each other.
+NETWORKS = 3
 # Requests per second that profile `limited` takes, FreeSWITCH's own default.
 LIMIT = 1000
 OFFSETS = {"udp": 0, "tcp": 0, "tls": 1, "ws": 2, "wss": 3}
@@ -97,6 +99,10 @@ PROFILES = (
     Profile("hurried", 5200, {"tcp-first-message-timeout": "2", "dbname": "shared"}),
     Profile("image-limit", 5190, {"max-recv-requests-per-second": "$${requests_per_second}", "dbname": "shared"}),
 )
+
+
+class Rewritten(ToolkitError):
+    """An address of the lab's network is not what others on it see."""
 
 
 def threads(cpus: int) -> int:
@@ -251,6 +257,12 @@ class FreeSwitch:
             if state in ("01", "08") and int(near.rpartition(":")[2], 16) in ports:
                 found.append(f"{near} {far} {state}")
         return found
+
+    def sees(self, address: tuple[str, int]) -> bool:
+        """Return whether FreeSWITCH has a TCP connection with the IPv4 `address` and port."""
+        host, port = address
+        far = f"{socket.inet_aton(host)[::-1].hex()}:{port:04x}".upper()
+        return any(line.split()[1] == far for line in self.connections())
 
     def sockets(self) -> int:
         """Return the number of open sockets of FreeSWITCH; its handles of databases come and go."""
@@ -448,13 +460,19 @@ def start(
     """
     client = docker.from_env()
     try:
-        project = f"tp-error-{secrets.token_hex(4)}"
         password = secrets.token_hex(16)
         image = f"{settings.image}:{variant}"
         ipv6 = ipv6_prefix(client)
         file = configure(directory, settings, image, password, ipv6, spare, parameters, heap, cpus)
-        with _services(engine.compose_command(), str(file), project):
-            yield from _lab(client, settings, directory, image, project, password, ipv6, cpus)
+        for last in (*[False] * (NETWORKS - 1), True):
+            project = f"tp-error-{secrets.token_hex(4)}"
+            try:
+                with _services(engine.compose_command(), str(file), project):
+                    yield from _lab(client, settings, directory, image, project, password, ipv6, cpus)
+                return
+            except Rewritten:
+                if last:
+                    raise
     finally:
         client.close()
 
@@ -468,6 +486,20 @@ def _services(command: str, file: str, project: str) -> Iterator[None]:
         # Also after an `up` that failed halfway.
         with get_docker_services(command, file, project, "down --volumes --timeout 5", ""):
             pass
+
+
+def _check_addresses(lab: Lab) -> None:
+    """Raise Rewritten if FreeSWITCH sees another address than that of the relay.
+
+    Docker gives a subnet again, and a rule for NAT that a network before has
+    left behind on this machine still holds for it.
+    """
+    with contextlib.closing(lab.open("main", "tcp", through_relay=True)) as client:
+        if not lab.freeswitch.sees(client.address):
+            raise Rewritten(
+                f"FreeSWITCH does not see {client.address[0]} as what it is: look for a MASQUERADE rule of a bridge "
+                "that is gone (`iptables -t nat -S POSTROUTING`) and delete it"
+            )
 
 
 def _lab(
@@ -503,6 +535,7 @@ def _lab(
         freeswitch.start(settings.start_timeout)
         if spare:
             spare.start(settings.start_timeout)
+        _check_addresses(lab)
         yield lab
     finally:
         for item in (freeswitch, spare):
