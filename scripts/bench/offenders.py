@@ -168,7 +168,7 @@ class Raw:
 
     def answers(self) -> int:
         """Return how many SIP responses have come."""
-        data = b"".join(self.payloads(TEXT)) if self._is_ws else self._data
+        data = b"".join((*self.payloads(TEXT), *self.payloads(BINARY))) if self._is_ws else self._data
         return data.count(b"SIP/2.0 200 ")
 
     def code(self) -> int:
@@ -178,6 +178,14 @@ class Raw:
 
     def close(self) -> None:
         self.sock.close()
+
+
+def is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class End(Enum):
@@ -221,6 +229,8 @@ class Case:
             wrong.append(f"{len(raw.payloads(PONG))} of {len(self.pongs)} PONGs")
         if self.texts and tuple(raw.payloads(TEXT)) != self.texts:
             wrong.append("no pong")
+        if not all(map(is_utf8, raw.payloads(TEXT))):
+            wrong.append("text that is not UTF-8")
         if raw.ended != (self.end is not End.LIVES):
             wrong.append("closed" if raw.ended else "not closed")
         if raw.ended and self.end is not End.LIVES and raw.code() != (self.code or 1001):
@@ -255,6 +265,7 @@ def cases(transport: str) -> Sequence[Case]:
     ask = options(transport)
     half = len(ask) // 2
     register = frame(TEXT, ask)
+    latin = ask.replace(b"From: <", b'From: "Jos\xe9" <')
     fragments = (
         frame(TEXT, ask[:10], fin=False),
         frame(PING, b"between"),
@@ -271,6 +282,10 @@ def cases(transport: str) -> Sequence[Case]:
         Case("fragments with control frames between them", fragments, answers=1, pongs=(b"between",)),
         Case("the same at once", (b"".join(fragments),), answers=1, pongs=(b"between",)),
         Case("a binary message", (frame(BINARY, ask),), answers=1),
+        Case("a binary message that is not UTF-8", (frame(BINARY, latin),), answers=1),
+        Case("a text of several bytes a character, in fragments",
+             (frame(TEXT, ask.partition(b"<")[0] + b'"\xc3', fin=False),
+              frame(CONTINUATION, b'\xa9" <' + ask.partition(b"<")[2])), answers=1),
         Case("an unsolicited PONG, empty", (frame(PONG), register), answers=1),
         Case("an unsolicited PONG", (frame(PONG, b"hello"), register), answers=1),
         Case("an empty PING", (frame(PING),), pongs=(b"",)),
@@ -297,6 +312,8 @@ def cases(transport: str) -> Sequence[Case]:
         Case("a PING in fragments", (frame(PING, b"x", fin=False),), end=End.ILLEGAL, code=1002),
         Case("a continuation of nothing", (frame(CONTINUATION, ask),), end=End.ILLEGAL, code=1002),
         Case("a message within another", (frame(TEXT, b"x", fin=False), register), end=End.ILLEGAL, code=1002),
+        Case("a text that is not UTF-8", (frame(TEXT, latin),), end=End.ILLEGAL, code=1007),
+        Case("a text that ends within a character", (frame(TEXT, ask + b"\xc3"),), end=End.ILLEGAL, code=1007),
         Case("a length in too many bytes", (frame(TEXT, b"x", length=2),), end=End.ILLEGAL, code=1002),
         Case("a length of 2^63", (bytes([0x81, 0xFF, 0x80, *[0] * 7, *[0] * 4]),), end=End.ILLEGAL, code=1009),
         Case("a length of 1 GiB", (b"\x81\xff" + (1 << 30).to_bytes(8, "big") + bytes(4),), end=End.ILLEGAL, code=1009),

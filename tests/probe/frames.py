@@ -31,6 +31,7 @@ OFFENCES = {
     "close of one byte": PROTOCOL,
     "close with a reserved code": PROTOCOL,
     "close with a reason that is not UTF-8": NOT_UTF8,
+    "text that is not UTF-8": NOT_UTF8,
 }
 # The client's end once all is answered, with or without a close frame; a close frame that waits for nothing, or is
 # not the last one; anything that is broken off.
@@ -212,6 +213,12 @@ def offence(rng: random.Random, kind: str, inside: bool, used: int) -> bytes:
     elif kind == "long control frame":
         payload = rng.randbytes(rng.choice((126, 127, 1000, 65536)))
         data = frame(payload, control, True, mask)
+    elif kind == "text that is not UTF-8":
+        text, whole = rng.choice((b"", "ß€𝄞".encode(), b"REGISTER ")) + rng.choice(MALFORMED), True
+        cut = rng.randrange(len(text) + 1)
+        data = frame(text[:cut], TEXT, False, mask) + frame(text[cut:], CONTINUATION, True, mask)
+        if rng.random() < 0.5:
+            data = frame(text, TEXT, True, mask)
     elif kind == "continuation of nothing":
         data = frame(payload, CONTINUATION, final, mask)
     elif kind == "message within a message":
@@ -267,7 +274,8 @@ def talk(rng: random.Random, name: str, protocol: str, host: str) -> Talk:
             frames = [piece.data for piece in pieces]
         # Before the first one there is no message.
         states = [Piece(b""), *pieces]
-        wanted = {"message within a message": (True,), "continuation of nothing": (False,)}.get(kind, (True, False))
+        outside = kind in ("continuation of nothing", "text that is not UTF-8")
+        wanted = (True,) if kind == "message within a message" else (False,) if outside else (True, False)
         count = rng.choice([place for place, state in enumerate(states) if state.inside in wanted])
         state = states[count]
         # What follows must not get through.
