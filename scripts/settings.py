@@ -36,7 +36,8 @@ PATCH = re.compile(r"[a-z0-9-]+/\d{4}")
 MODULE = re.compile(r"[a-z_]+/mod_[a-z0-9_]+")
 # The module that reports lost connections: without it there is nothing to build.
 SOFIA = "endpoints/mod_sofia"
-PATCHED_MODULE = re.compile(rb"^diff --git a/src/mod/([a-z_]+/mod_[a-z0-9_]+)/", re.MULTILINE)
+PATCHED_FILE = re.compile(rb"^diff --git a/(\S+) b/", re.MULTILINE)
+MODULE_FILE = re.compile(r"src/mod/([a-z_]+/mod_[a-z0-9_]+)/")
 PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 ANY = re.compile(r"\S+")
 URL = re.compile(r"(?:https?://\S+)?")
@@ -411,9 +412,10 @@ def _sparse(source: Source, modules: Sequence[str], include: Sequence[str], patc
     What the series `patches` changes stays: it is applied to all of them.
     """
     # The last pattern that matches a path decides: what is excluded is so in a chosen module, too.
-    kept = dict.fromkeys((*modules, *_patched_modules(patches / source.name)))
+    patched = _patched_files(patches / source.name)
+    kept = dict.fromkeys((*modules, *sorted({found[1] for path in patched if (found := MODULE_FILE.match(path))})))
     chosen = [f"!/src/mod/{module}/**" for module in kept]
-    taken_back = [f"!{pattern}" for pattern in include]
+    taken_back = [*(f"!{pattern}" for pattern in include), *(f"!/{path}" for path in patched)]
     return replace(
         source,
         exclude=("/src/mod/*/*/**", "!/src/mod/*/*/Makefile.am", *chosen, *source.exclude, *taken_back),
@@ -421,9 +423,9 @@ def _sparse(source: Source, modules: Sequence[str], include: Sequence[str], patc
     )
 
 
-def _patched_modules(directory: Path) -> list[str]:
-    """Return the modules that the patches in `directory` change, whatever their conditions say, sorted."""
-    found = [name for path in directory.glob("*.patch") for name in PATCHED_MODULE.findall(path.read_bytes())]
+def _patched_files(directory: Path) -> list[str]:
+    """Return the files that the patches in `directory` change or add, whatever their conditions say, sorted."""
+    found = [name for path in directory.glob("*.patch") for name in PATCHED_FILE.findall(path.read_bytes())]
     return sorted({name.decode() for name in found})
 
 

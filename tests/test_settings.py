@@ -112,14 +112,14 @@ def test_modules_that_the_series_changes_are_fetched_whatever_is_built() -> None
     settings = load(overrides=["build.modules=endpoints/mod_sofia"])
     source = settings.source("freeswitch")
     assert source.modules == ("endpoints/mod_sofia",)
-    changed = {
-        "/".join(file.path.split("/")[:4])
-        for patch in patchset.render(settings, source)
-        for file in patch.diff
-        if file.path.startswith("src/mod/")
-    }
+    files = [file.path for patch in patchset.render(settings, source) for file in patch.diff]
+    changed = {"/".join(path.split("/")[:4]) for path in files if path.startswith("src/mod/")}
     assert len(changed) > 1
     assert {f"!/{directory}/**" for directory in changed} <= set(source.exclude)
+    # After the patterns that leave out some kinds of file.
+    places = [source.exclude.index(f"!/{path}") for path in files]
+    assert any(path.endswith(".vcxproj") for path in files)
+    assert min(places) > source.exclude.index("*.vcxproj")
 
 
 def test_what_is_excluded_is_so_in_chosen_modules() -> None:
