@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
+from tlslite.api import TLSConnection
+from tlslite.constants import KeyUpdateMessageType
 
 from tests import offenders, player
 from tests.lab import DOMAIN, Lab
@@ -57,6 +59,28 @@ def test_upgrade(lab: Lab, transport: str, name: str, size: int) -> None:
             # What was still on its way can make the end of it a reset, which takes the answer with it.
             assert not raw.head or status.startswith(b"HTTP/1.1 400 ")
             assert raw.wait(lambda: raw.ended, WAIT)
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+@pytest.mark.parametrize("transport", ["tls", "wss"])
+def test_new_keys_of_tls_just_before_a_request(lab: Lab, transport: str, count: int) -> None:
+    """The ssl of Python can't ask for new keys, and gets by with the old ones for ever."""
+    with socket.create_connection(lab.target("main", transport), WAIT) as sock:
+        connection = TLSConnection(sock)
+        connection.handshakeClientCert()
+        request = options(transport)
+        if transport == "wss":
+            connection.write(offenders.upgrade())
+            assert connection.read(min=1, max=4096).startswith(b"HTTP/1.1 101 ")
+            request = frame(TEXT, request)
+        # All of it at once.
+        connection.sock.buffer_writes = True
+        for _ in range(count):
+            for _ in connection.send_keyupdate_request(KeyUpdateMessageType.update_requested):
+                pass
+        connection.write(request)
+        connection.sock.flush()
+        assert b"SIP/2.0 200 OK" in connection.read(min=1, max=4096)
 
 
 @pytest.mark.parametrize("end", [b"", frame(offenders.CLOSE, b"\x03\xe8")], ids=["FIN", "close frame"])
