@@ -40,6 +40,8 @@ SUBSCRIBES, CALLS = 3, 5
 PENDING = {"manage-presence": "true", "send-message-query-on-register": "true"}
 # Before this many cycles the allocator, the pools and the caches still grow to their working size.
 WARM_UP = 2000
+# Seconds until what a dead client leaves behind has ended: of a call the last is a BYE that nobody answers, 64 x T1.
+SETTLED, SETTLED_PENDING = 3, 45
 # What is allocated may still grow by this much after the warm-up, however many cycles follow.
 HEAP_MARGIN_KB = 1024
 
@@ -150,6 +152,7 @@ def run(
         figures.resident_kb.append(switch.memory_kb())
 
     deadline = time.monotonic() + limit
+    settled = SETTLED_PENDING if pending else SETTLED
     # Nothing but a finished batch is shown: this process measures, too.
     with (
         ThreadPoolExecutor(WORKERS) as pool,
@@ -157,7 +160,7 @@ def run(
     ):
         shown.say("warm-up")
         batch(0, min(WARM_UP, cycles))
-        time.sleep(3)
+        time.sleep(settled)
         sockets = switch.sockets()
         weigh()
         began = time.monotonic()
@@ -171,7 +174,7 @@ def run(
                 step -= 1000
             weigh()
         figures.seconds = time.monotonic() - began
-    time.sleep(3)
+    time.sleep(settled)
     reports = [event for event in switch.recorder.events if lab.is_report(event) and event.get("call-id") in calls]
     count = Counter(event.get("call-id") for event in reports)
     lab.settled.update(event.get("from-user") for event in reports)
