@@ -83,6 +83,42 @@ def test_new_keys_of_tls_just_before_a_request(lab: Lab, transport: str, count: 
         assert b"SIP/2.0 200 OK" in connection.read(min=1, max=4096)
 
 
+@pytest.mark.parametrize(
+    "head", [b"\r\nO", b"\r\nOPTION", b"\r\n\r\nO", b"\r\n\r\nOPTI", b"\n O", b" \r\n\t OPT"], ids=repr
+)
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+def test_keepalive_and_a_little_of_a_request_in_one_segment(lab: Lab, transport: str, head: bytes) -> None:
+    raw = Raw(transport, lab.target("main", transport))
+    with contextlib.closing(raw):
+        for number in range(1, 3):
+            request = options(transport)
+            white = len(head) - len(head.lstrip())
+            raw.send(head)
+            time.sleep(0.05)
+            raw.send(request[len(head) - white :])
+            assert raw.wait(lambda number=number: raw.answers() == number, WAIT)  # type: ignore[misc]
+        assert not raw.ended
+
+
+def test_nothing_is_read_after_what_cannot_be_parsed(lab: Lab) -> None:
+    """Also if it is there already, and the connection lives on for answers that its peer has not taken yet."""
+    raw, count = Raw("tcp", lab.target("main", "tcp"), buffer=4096), 300
+
+    def cancel() -> bytes:
+        """Return what the stack answers at once, with as much."""
+        return options("tcp").replace(b"OPTIONS", b"CANCEL").replace(b"From: <", b'From: "' + b"x" * 3000 + b'" <')
+
+    with contextlib.closing(raw):
+        raw.send(b"".join(cancel() for _ in range(count)))
+        time.sleep(1)
+        # What is read at once ends where the request begins.
+        broken, hidden = b"BROKEN\r\n\r\n", cancel()
+        raw.send(broken + b" " * (16384 - len(broken)) + b"\r\n" + hidden)
+        assert raw.wait(lambda: raw.ended, WAIT)
+        assert raw.answers(481) == count
+        assert hidden.partition(b"Call-ID: ")[2].partition(b"\r")[0] not in raw.received()
+
+
 @pytest.mark.parametrize("end", [b"", frame(offenders.CLOSE, b"\x03\xe8")], ids=["FIN", "close frame"])
 def test_who_leaves_with_answers_unread_keeps_no_descriptor(lab: Lab, end: bytes) -> None:
     before = lab.freeswitch.sockets()

@@ -166,10 +166,13 @@ class Raw:
     def payloads(self, opcode: int) -> list[bytes]:
         return [payload for kind, payload in self.frames if kind == opcode]
 
-    def answers(self) -> int:
-        """Return how many SIP responses have come."""
-        data = b"".join((*self.payloads(TEXT), *self.payloads(BINARY))) if self._is_ws else self._data
-        return data.count(b"SIP/2.0 200 ")
+    def received(self) -> bytes:
+        """Return what has come of SIP."""
+        return b"".join((*self.payloads(TEXT), *self.payloads(BINARY))) if self._is_ws else self._data
+
+    def answers(self, status: int = 200) -> int:
+        """Return how many SIP responses with `status` have come."""
+        return self.received().count(f"SIP/2.0 {status} ".encode())
 
     def code(self) -> int:
         """Return the code of the server's close frame, 0 if there was none."""
