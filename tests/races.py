@@ -554,6 +554,9 @@ class Leave(Race):
         yield own.offset(0.02)
         wire.send(own.request(wire, call, expires=0, login=login))
         yield own.offset()
+        self.end(wire)
+
+    def end(self, wire: Wire) -> None:
         wire.close()
 
     def done(self, own: Repetition, events: Sequence[Headers]) -> bool:
@@ -573,6 +576,16 @@ class Leave(Race):
         if rows:
             wrong.append("row stays")
         return wrong
+
+
+class LeaveWithReset(Leave):
+    """What a kernel makes of a close with an answer unread."""
+
+    name = "leave-with-reset"
+    title = "REGISTER Expires 0 and reset"
+
+    def end(self, wire: Wire) -> None:
+        wire.reset()
 
 
 class Cross(Race):
@@ -987,8 +1000,8 @@ class Crowd(Race):
 
 
 RACES: tuple[Race, ...] = (
-    Leave(), TwoRegisters(), Move(), NewCall(), Lines(), Back(), Storm(), Trunk(), OldTrunk(), ContactExpires(),
-    Crowd(),
+    Leave(), LeaveWithReset(), TwoRegisters(), Move(), NewCall(), Lines(), Back(), Storm(), Trunk(), OldTrunk(),
+    ContactExpires(), Crowd(),
 )  # fmt: skip
 
 
