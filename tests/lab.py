@@ -96,7 +96,9 @@ PROFILES = (
     Profile("six", 5160, ipv6=True),
     Profile("limited", 5180, {"max-recv-requests-per-second": str(LIMIT)}),
     # These two have one database.
-    Profile("hurried", 5200, {"tcp-first-message-timeout": "2", "dbname": "shared"}),
+    Profile(
+        "hurried", 5200, {"tcp-first-message-timeout": "2", "dbname": "shared", "multiple-registrations": "call-id"}
+    ),
     Profile("image-limit", 5190, {"max-recv-requests-per-second": "$${requests_per_second}", "dbname": "shared"}),
 )
 

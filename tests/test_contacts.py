@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import sqlite3
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ MODES = ("main", "multi", "contact")
 # Where there can be several rows for a user.
 SEVERAL = ("multi", "contact")
 WAIT = 30.0
+# Generous, but what is tried with all of another takes a minute.
+PATIENCE = 8.0
 # Open connections of the test that runs.
 CLIENTS: list[Client] = []
 
@@ -250,8 +253,13 @@ def test_malformed_expires_is_an_hour(lab: Lab, value: str) -> None:
 
 @pytest.mark.parametrize(
     "contact",
-    ["<tel:+4930123456>", "<mailto:alice@example.org>", "<sip:alice@192.0.2.1;pad={}>".format("x" * 1000)],
-    ids=["tel", "mailto", "too long"],
+    [
+        "<tel:+4930123456>",
+        "<mailto:alice@example.org>",
+        "<sip:alice@192.0.2.1;pad={}>".format("x" * 1000),
+        "<sip:alice@192.0.2.1;pad={}>".format("x" * 1100),
+    ],
+    ids=["tel", "mailto", "too long", "longer"],
 )
 @pytest.mark.parametrize("profile", MODES)
 def test_contact_that_cannot_be_stored_is_refused(lab: Lab, profile: str, contact: str) -> None:
@@ -283,6 +291,9 @@ def test_contact_without_a_user_is_stored_as_it_is(lab: Lab) -> None:
         ("sip:{}@h.example.org;transport=tcp;ob", "SIP:{}@H.example.ORG;ob;transport=TCP", True),
         ("sip:{}@h.example.org;transport=tcp;x=1", "sip:{}@h.example.org;transport=tcp", True),
         ("sip:%61{}@h.example.org", "sip:a{}@h.example.org", True),
+        ("sip:{}@h.example.org;b=2;a;transport=tcp;d", "sip:{}@h.example.org;c;Transport=TCP;A;B=2", True),
+        ("sip:{}@h.example.org;b=2;a;transport=tcp;d", "sip:{}@h.example.org;d;transport=tcp;b=3;a", False),
+        ("sip:{}@h.example.org;a;maddr=192.0.2.9;b", "sip:{}@h.example.org;b;a", False),
         ("sip:{}@h.example.org;transport=tcp", "sip:{}@h.example.org", False),
         ("sip:{}@h.example.org;line=1", "sip:{}@h.example.org;line=2", False),
         ("sip:{}@h.example.org", "sip:{}@h.example.org:5070", False),
@@ -295,6 +306,20 @@ def test_uris_are_compared_by_the_rules_of_sip(lab: Lab, stored: str, named: str
     assert phone.register([f"<{stored.format(phone.user)}>"]).status == 200
     assert phone.register([f"<{named.format(phone.user)}>;expires=0", phone.uri(1)]).status == 200
     assert len(phone.rows()) == (1 if equal else 2)
+
+
+@pytest.mark.parametrize(
+    ("contacts", "parameters", "status"), [(2, 100_000, 403), (32, 480, 401)], ids=["too long", "many"]
+)
+def test_contacts_with_many_parameters_hold_up_nobody(lab: Lab, contacts: int, parameters: int, status: int) -> None:
+    """Whoever sends them need not be a user."""
+    phone, other = Phone(lab, "main"), Phone(lab, "multi")
+    values = [f"<sip:a@192.0.2.1{f';{chr(65 + number)}' * parameters}>" for number in range(contacts)]
+    started = time.monotonic()
+    phone.client.send(phone.client.request(phone.user, DOMAIN, 0, uuid.uuid4().hex, ", ".join(values)))
+    other.client.ask("OPTIONS", other.user, DOMAIN, other.user)
+    assert phone.client.receive().status == status
+    assert time.monotonic() - started < PATIENCE
 
 
 @pytest.mark.parametrize("profile", MODES)

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from scripts.bench.stream import Esl, frame
-from scripts.events import parse
+from scripts.events import REGISTER, Event, parse
 from tests import player
 from tests.lab import DOMAIN, ESL_PORT, Lab
 from tests.sip import digest
@@ -166,6 +166,73 @@ def test_profile_with_the_database_of_another_flushes_its_own(lab: Lab, transpor
     assert soon(lambda: len(lab.reports(user)) == 1)
     assert parse(lab.reports(user)[0]).registrations_left == 0
     kept.close()
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+@pytest.mark.parametrize(("profile", "other"), [("hurried", "image-limit"), ("image-limit", "hurried")])
+@pytest.mark.parametrize("contact", ["*", None], ids=["all", "one"])
+def test_what_another_profile_removes_from_the_database_is_gone(
+    lab: Lab, contact: str | None, profile: str, other: str, transport: str
+) -> None:
+    user, call_id = lab.user(), uuid.uuid4().hex
+    gone = lab.open(profile, transport)
+    gone.register(user, lab.password, DOMAIN, call_id=call_id)
+    assert listed(lab, profile, user) == 1
+    remover = lab.open(other, "tcp")
+    remover.register(user, lab.password, DOMAIN, expires=0, call_id=call_id, contact=contact)
+    assert listed(lab, profile, user) == 0
+    # A report of this one would come before that of the last.
+    gone.close()
+    last = lab.open(profile, "tcp")
+    newest = last.register(user, lab.password, DOMAIN)
+    last.close()
+    assert soon(lambda: [event.get("call-id") for event in lab.reports(user)] == [newest])
+    assert parse(lab.reports(user)[0]).registrations_left == 0
+    remover.close()
+
+
+@pytest.mark.parametrize(("profile", "other"), [("hurried", "image-limit"), ("image-limit", "hurried")])
+def test_what_is_registered_in_another_profile_replaces_the_row(lab: Lab, profile: str, other: str) -> None:
+    user, call_id = lab.user(), uuid.uuid4().hex
+    gone = lab.open(profile, "tcp")
+    gone.register(user, lab.password, DOMAIN, call_id=call_id)
+    mover = lab.open(other, "tcp")
+    mover.register(user, lab.password, DOMAIN, call_id=call_id)
+    assert [listed(lab, name, user) for name in (profile, other)] == [0, 1]
+    gone.close()
+    mover.close()
+    assert soon(lambda: [event.get("profile-name") for event in lab.reports(user)] == [other])
+    last = lab.open(profile, "tcp")
+    last.register(user, lab.password, DOMAIN)
+    last.close()
+    assert soon(lambda: [event.get("profile-name") for event in lab.reports(user)] == [other, profile])
+    assert [parse(event).registrations_left for event in lab.reports(user)] == [0, 0]
+
+
+def test_row_that_is_refreshed_in_another_profile_is_of_that_one(lab: Lab) -> None:
+    """With the nonce of the other one it is not replaced."""
+    user, contact = lab.user(), "<sip:pbx@192.0.2.1;transport=tcp>"
+
+    def updated(event: Event) -> bool:
+        return event.subclass == REGISTER and event.get("from-user") == user and event.get("update-reg") == "true"
+
+    first, second = lab.open("image-limit", "tcp"), lab.open("hurried", "tcp")
+    first.send(first.request(user, DOMAIN, 3600, uuid.uuid4().hex, contact))
+    challenge = first.receive().header("www-authenticate")
+    for number, client in enumerate((first, second), 1):
+        authorization = digest(challenge, user, lab.password, "REGISTER", f"sip:{DOMAIN}", number)
+        client.send(client.request(user, DOMAIN, 3600, uuid.uuid4().hex, contact, authorization))
+        assert client.receive().status == 200
+    assert soon(lambda: any(map(updated, lab.freeswitch.recorder.events)))
+    assert [listed(lab, profile, user) for profile in ("image-limit", "hurried")] == [0, 1]
+    first.close()
+    second.close()
+    assert soon(lambda: [event.get("profile-name") for event in lab.reports(user)] == ["hurried"])
+    last = lab.open("image-limit", "tcp")
+    newest = last.register(user, lab.password, DOMAIN)
+    last.close()
+    assert soon(lambda: [event.get("call-id") for event in lab.reports(user)][1:] == [newest])
+    assert [parse(event).registrations_left for event in lab.reports(user)] == [0, 0]
 
 
 def test_star_removes_a_thousand(lab: Lab) -> None:

@@ -306,8 +306,12 @@ static void profile_start(void)
 	profile->name = "internal";
 	profile->url = "sip:mod_sofia@192.0.2.10";
 	profile->pool = pool_new();
-	switch_mutex_init(&profile->dbh_mutex, SWITCH_MUTEX_NESTED, profile->pool);
+	profile->dbname = "sofia_reg_internal";
+	mod_sofia_globals.pool = profile->pool;
+	mod_sofia_globals.tp_db = NULL;
+	switch_mutex_init(&mod_sofia_globals.mutex, SWITCH_MUTEX_NESTED, profile->pool);
 	sofia_tp_error_init(profile);
+	profile->dbh_mutex = sofia_tp_error_dbh_mutex(profile);
 	sofia_tp_error_start(profile);
 	profile->pflags[PFLAG_RUNNING] = 1;
 	/* A row that has expired tells nothing of one that was refreshed since */

@@ -84,6 +84,8 @@ typedef struct sofia_profile {
 	const char *sub_domain;
 	const char *reg_db_domain;
 	switch_memory_pool_t *pool;
+	const char *dbname;
+	const char *odbc_dsn;
 	switch_mutex_t *dbh_mutex;
 	struct sofia_tp_error *tp_error;
 	struct sofia_tp_events *tp_expired;
@@ -98,7 +100,12 @@ typedef struct sofia_dispatch_event_s {
 	struct sofia_tp_request *tp_request;
 } sofia_dispatch_event_t;
 
-extern struct { char hostname[16]; } mod_sofia_globals;
+extern struct {
+	char hostname[16];
+	switch_memory_pool_t *pool;
+	switch_mutex_t *mutex;
+	struct sofia_tp_db *tp_db;
+} mod_sofia_globals;
 
 #define zstr(s) (!(s) || !*(s))
 #define switch_str_nil(s) ((s) ? (s) : "")
@@ -110,6 +117,7 @@ extern struct { char hostname[16]; } mod_sofia_globals;
 void *stub_zmalloc(size_t len);
 void stub_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void *switch_core_alloc(switch_memory_pool_t *pool, size_t len);
+char *switch_core_strdup(switch_memory_pool_t *pool, const char *text);
 char *switch_mprintf(const char *format, ...);
 char *switch_copy_string(char *to, const char *from, size_t len);
 const char *switch_stristr(const char *part, const char *text);

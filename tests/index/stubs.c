@@ -88,6 +88,11 @@ void *switch_core_alloc(switch_memory_pool_t *pool, size_t len)
 	return block->data;
 }
 
+char *switch_core_strdup(switch_memory_pool_t *pool, const char *text)
+{
+	return strcpy(switch_core_alloc(pool, strlen(text) + 1), text);
+}
+
 /* Knows %s, %q, %d, %u and %ld */
 char *switch_mprintf(const char *format, ...)
 {
