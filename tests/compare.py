@@ -27,16 +27,17 @@ from pathlib import Path
 from rich import get_console
 
 from scripts import report, terminal
+from scripts.bench import offenders
+from scripts.bench.offenders import Raw
 from scripts.clean import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import UNREGISTER
 from scripts.report import Verdict
 from scripts.settings import ROOT, Settings, load
 from scripts.terminal import Work
-from tests import ensemble, offenders, player, races
+from tests import ensemble, player, races
 from tests import lab as lab_module
 from tests.lab import DOMAIN, Lab
-from tests.offenders import Raw
 from tests.player import Case, Player, Stage
 from tests.record import Record, together
 from tests.sip import Client
@@ -165,8 +166,8 @@ def offences(stock: Mapping[offenders.Case, str], patched: Mapping[offenders.Cas
         "## What a client sends over WebSocket",
         "",
         "What is legal must be answered, what is illegal must end the connection with the right close code, who does",
-        "not go on is closed after a while, and nobody else waits (tests/offenders.py). Another client asks over UDP",
-        "meanwhile: *others wait*, if it was for more than a second.",
+        "not go on is closed after a while, and nobody else waits (scripts/bench/offenders.py). Another client asks",
+        "over UDP meanwhile: *others wait*, if it was for more than a second.",
         "",
         "| what a client sends | what must come of it | transport | stock | patched |",
         "| --- | --- | --- | --- | --- |",
@@ -275,8 +276,8 @@ def document(
     lines = [
         "# Stock and patched FreeSWITCH compared",
         "",
-        "Written by `python -m tests.compare`, which runs tests/matrix.yaml, tests/races.py and tests/offenders.py",
-        "against both images. Don't edit.",
+        "Written by `python -m tests.compare`, which runs tests/matrix.yaml, tests/races.py and",
+        "scripts/bench/offenders.py against both images. Don't edit.",
         "",
         "- **patched**: what must come according to the table came, and nothing else, within a second.",
         "- **stock**: with `tcp-unreg-on-socket-close=true`, its `sofia::unregister` with reason",

@@ -30,6 +30,7 @@ from docker.models.containers import Container
 from docker.types import IPAMConfig, IPAMPool, Ulimit
 
 from scripts import engine
+from scripts.bench.offenders import Raw
 from scripts.clean import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import Subscriber
@@ -37,7 +38,6 @@ from scripts.scenario import DIRECTORY, DOMAIN, render
 from scripts.settings import Settings
 from tests import aside
 from tests import lab as lab_module
-from tests.offenders import Raw
 from tests.sip import Client, digest
 
 ECHO = "9196"

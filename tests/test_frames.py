@@ -27,8 +27,8 @@ from wsproto.events import (
 from wsproto.extensions import PerMessageDeflate
 from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 
+from scripts.bench.offenders import options
 from tests.lab import Lab
-from tests.offenders import options
 from tests.probe import frames
 from tests.probe.drive import generator
 from tests.probe.frames import LEGAL, OFFENCES, TOO_BIG, Talk

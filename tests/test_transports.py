@@ -1,4 +1,4 @@
-"""No client holds up the others, and legal input never ends a connection: tests/offenders.py against the lab."""
+"""No client holds up the others, and legal input never ends a connection: the table of scripts/bench/offenders.py."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import pytest
 from tlslite.api import TLSConnection
 from tlslite.constants import KeyUpdateMessageType
 
-from tests import offenders, player
+from scripts.bench import offenders
+from scripts.bench.offenders import CASES, PATIENCE, TEXT, Case, End, Raw, frame, options
+from tests import player
 from tests.lab import DOMAIN, Lab
-from tests.offenders import CASES, PATIENCE, TEXT, Case, End, Raw, frame, options
 from tests.sip import Client
 
 WAIT = 20.0
