@@ -359,6 +359,36 @@ class Client:
         self.sock.close()
 
 
+class Dialog:
+    """A subscription of `user` to the presence of `number`, made over `client`.
+
+    Who has been challenged once need not wait for an answer to go on.
+    """
+
+    def __init__(self, client: Client, user: str, password: str, domain: str, number: str) -> None:
+        self.call_id, self.to = uuid.uuid4().hex, ""
+        self._who, self._uri = (user, password, domain), f"sip:{number}@{domain}"
+        self._challenge, self._uses = "", itertools.count(1)
+        self.send(client)
+        reply = client.receive()
+        if reply.status == 407:
+            self._challenge = reply.header("proxy-authenticate")
+            self.send(client)
+            reply = client.receive()
+        assert reply.status in (200, 202), reply
+        self.to = reply.header("to")
+
+    def send(self, client: Client, expires: int = 3600) -> None:
+        """Send a SUBSCRIBE over `client`, and do not wait for the answer."""
+        user, password, domain = self._who
+        authorization = ""
+        if self._challenge:
+            authorization = digest(self._challenge, user, password, "SUBSCRIBE", self._uri, next(self._uses))
+        more = ("Event: presence", "Accept: application/pidf+xml", f"Expires: {expires}")
+        dialog = (self._uri, self.call_id, next(CSEQ), self.to)
+        client.send(client._call_request("SUBSCRIBE", user, domain, *dialog, authorization, more))
+
+
 def digest(challenge: str, user: str, password: str, method: str, uri: str, number: int = 1) -> str:
     """Return the Authorization header for a Digest `challenge` (RFC 2617, MD5, qop=auth), its use `number`."""
     values = dict(re.findall(r'(\w+)="?([^",]+)"?', challenge))

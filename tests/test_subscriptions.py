@@ -9,16 +9,17 @@ from functools import partial
 
 import pytest
 
+from scripts.events import REGISTER
 from scripts.settings import Settings
 from tests import lab as lab_module
 from tests import player
 from tests.lab import CPUS, DOMAIN, Lab
-from tests.sip import Client
+from tests.sip import CSEQ, Client, Dialog
 
 # Generous: a busy machine is not a fault.
 soon = partial(player.soon, timeout=20.0)
 # Repetitions of a race, and for how many of them the rows are looked at together.
-ROUNDS, TOGETHER = 500, 50
+ROUNDS, TOGETHER, FEATURES_ROUNDS = 500, 50, 150
 OFFSET = 0.002
 
 
@@ -37,6 +38,16 @@ def rows(switch: Lab, profile: str) -> set[str]:
         'dbh:query("select call_id from sip_subscriptions", function(row) stream:write(row.call_id .. " ") end)'
     )
     return set(switch.freeswitch.recorder.api(f"lua ~{script}").split())
+
+
+def subscribers(switch: Lab, call_id: str) -> list[str]:
+    """Return the users that sip_subscriptions of the profile main has for `call_id`."""
+    script = (
+        'local dbh = freeswitch.Dbh("sqlite://sofia_reg_main") '
+        f"dbh:query(\"select sip_user from sip_subscriptions where call_id='{call_id}'\", "
+        'function(row) stream:write(row.sip_user .. " ") end)'
+    )
+    return sorted(switch.freeswitch.recorder.api(f"lua ~{script}").split())
 
 
 def is_gone(switch: Lab, calls: set[str]) -> bool:
@@ -88,20 +99,23 @@ def test_subscription_moves(switch: Lab) -> None:
     assert soon(lambda: dialog[0] not in rows(switch, "main"))
 
 
-def test_subscription_comes_again_in_its_dialog(switch: Lab) -> None:
+@pytest.mark.parametrize("name", ["tag", "TAG"])
+@pytest.mark.parametrize("display", ["", '"one;tag=none" '])
+def test_subscription_comes_again_in_its_dialog(switch: Lab, name: str, display: str) -> None:
     """What a browser refreshes after it had lost its connection is what it was, with a version that is higher."""
     first, second = switch.open("main", "ws"), switch.open("main", "ws")
     call_id, to = subscribe(switch, first)
+    to = display + to.replace(";tag=", f";{name}=")
     first.close()
     assert soon(lambda: call_id not in rows(switch, "main"))
     assert subscribe(switch, second, (call_id, to))[0] == call_id
     script = (
         'local dbh = freeswitch.Dbh("sqlite://sofia_reg_main") '
         f"dbh:query(\"select full_to, version from sip_subscriptions where call_id='{call_id}'\", "
-        'function(row) stream:write(row.full_to .. " " .. row.version) end)'
+        'function(row) stream:write(row.version .. " " .. row.full_to) end)'
     )
-    full_to, version = switch.freeswitch.recorder.api(f"lua ~{script}").split()
-    assert full_to.count(";tag=") == 1 and full_to.endswith(to.partition(";tag=")[2])
+    version, _, full_to = switch.freeswitch.recorder.api(f"lua ~{script}").partition(" ")
+    assert full_to.strip() == to
     assert int(version) > 1_000_000_000
     second.close()
     assert soon(lambda: call_id not in rows(switch, "main"))
@@ -129,6 +143,22 @@ def test_connection_of_a_proxy_tells_nothing_about_subscribers(switch: Lab, head
     client.close()
     assert soon(lambda: gone not in rows(switch, "remove"))
     assert behind in rows(switch, "remove")
+
+
+def test_another_user_does_not_take_a_subscription(switch: Lab) -> None:
+    """Nor end it: who subscribes with the Call-ID of somebody else has a subscription of his own."""
+    victim, other = switch.open("main", "ws"), switch.open("main", "ws")
+    call_id, _ = subscribe(switch, victim)
+    other.subscribe("u0002", switch.password, DOMAIN, "u0001", call_id=call_id)
+    assert subscribers(switch, call_id) == ["u0000", "u0002"]
+    other.subscribe("u0002", switch.password, DOMAIN, "u0001", expires=0, call_id=call_id)
+    assert subscribers(switch, call_id) == ["u0000"]
+    other.subscribe("u0002", switch.password, DOMAIN, "u0001", call_id=call_id)
+    other.close()
+    assert soon(lambda: "u0002" not in subscribers(switch, call_id))
+    assert subscribers(switch, call_id) == ["u0000"]
+    victim.close()
+    assert soon(lambda: "u0000" not in subscribers(switch, call_id))
 
 
 @pytest.mark.parametrize("transport", ["ws", "wss"])
@@ -172,6 +202,63 @@ def test_race_of_a_move_and_the_end(switch: Lab, transport: str) -> None:
         assert soon(partial(is_gone, switch, set(kept)))
 
 
+def dialog(switch: Lab, client: Client) -> Dialog:
+    return Dialog(client, "u0000", switch.password, DOMAIN, "u0001")
+
+
+@pytest.mark.parametrize("transport", ["ws", "wss"])
+def test_race_of_a_refresh_and_an_unsubscribe(switch: Lab, transport: str) -> None:
+    """Of two SUBSCRIBEs that come at once the last one counts, whether both are answered before the end or not."""
+    rng = random.Random(transport)
+    left = set()
+    for _ in range(ROUNDS):
+        client = switch.open("main", transport)
+        subscription = dialog(switch, client)
+        subscription.send(client)
+        subscription.send(client, expires=0)
+        if rng.random() < 0.5:
+            client.receive()
+            client.receive()
+        else:
+            time.sleep(rng.uniform(0, OFFSET))
+        client.reset() if rng.random() < 0.5 else client.close()
+        left.add(subscription.call_id)
+    gone = subscribe(switch, last := switch.open("main", transport))[0]
+    last.close()
+    assert soon(lambda: gone not in rows(switch, "main"))
+    assert soon(lambda: not left & rows(switch, "main"))
+
+
+@pytest.mark.parametrize("transport", ["ws", "wss"])
+@pytest.mark.parametrize("expires", [0, 3600])
+def test_race_of_two_connections(switch: Lab, transport: str, expires: int) -> None:
+    """Who unsubscribes over one connection, subscribes over another and closes the first has what came last."""
+    rng = random.Random(f"{transport} {expires}")
+    for _ in range(0, ROUNDS, TOGETHER):
+        kept: dict[str, Client] = {}
+        clients = []
+        for _ in range(TOGETHER):
+            first, second = switch.open("remove", transport), switch.open("remove", transport)
+            clients.append(second)
+            subscription = dialog(switch, first)
+            subscription.send(first, expires)
+            time.sleep(rng.choice((0, rng.uniform(0, OFFSET))))
+            subscription.send(second)
+            time.sleep(rng.choice((0, rng.uniform(0, OFFSET))))
+            first.close()
+            # What the stack answers itself, because the dialog is just ending, nobody has subscribed with.
+            if second.receive().status in (200, 202):
+                kept[subscription.call_id] = second
+        gone = subscribe(switch, last := switch.open("remove", transport))[0]
+        last.close()
+        assert soon(partial(is_gone, switch, {gone}))
+        assert len(kept) > TOGETHER / 2
+        assert set(kept) - rows(switch, "remove") == set()
+        for client in clients:
+            client.close()
+        assert soon(partial(is_gone, switch, set(kept)))
+
+
 @pytest.fixture(scope="module")
 def blind(built: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Return a lab in which nobody has to authenticate, and that takes subscriptions."""
@@ -185,10 +272,61 @@ FEATURES = ("Event: as-feature-event",)
 
 @pytest.mark.parametrize(("profile", "transport"), [("main", "ws"), ("unreg", "tcp")])
 def test_who_registers_with_a_subscribe_kills_nobody(blind: Lab, profile: str, transport: str) -> None:
-    client = blind.open(profile, transport)
-    client.subscribe("u0002", blind.password, DOMAIN, "u0002", more=FEATURES)
-    assert client.ask("OPTIONS", "u0002", DOMAIN, "u0002").status == 200
+    user, client = blind.user(), blind.open(profile, transport)
+    client.subscribe(user, blind.password, DOMAIN, user, more=FEATURES)
+    assert client.ask("OPTIONS", user, DOMAIN, user).status == 200
     client.close()
+
+
+def listed(switch: Lab, profile: str, user: str) -> int:
+    return sum(row["user"] == f"{user}@{DOMAIN}" for row in switch.freeswitch.registrations(profile))
+
+
+def last_event(switch: Lab, user: str) -> str:
+    events = [event for event in switch.freeswitch.recorder.events if event.get("from-user") == user]
+    return max(events, key=lambda event: int(event.get("Event-Sequence"))).subclass
+
+
+def is_lost(switch: Lab, user: str) -> bool:
+    return bool(switch.reports(user)) and last_event(switch, user) != REGISTER
+
+
+def ask_for_features(client: Client, user: str) -> None:
+    """Send a SUBSCRIBE for features, and do not wait for the answer."""
+    uri, more = f"sip:{user}@{DOMAIN}", (*FEATURES, "Expires: 3600")
+    client.send(client._call_request("SUBSCRIBE", user, DOMAIN, uri, f"features-{user}", next(CSEQ), "", more=more))
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls", "ws", "wss"])
+@pytest.mark.parametrize("profile", ["main", "remove"])
+def test_who_registers_with_a_subscribe_is_reported(blind: Lab, profile: str, transport: str) -> None:
+    user, client = blind.user(), blind.open(profile, transport)
+    ask_for_features(client, user)
+    assert client.receive().status == 200
+    assert listed(blind, profile, user) == 1
+    client.close()
+    assert soon(lambda: bool(blind.reports(user)))
+    assert [report.get("registrations-left") for report in blind.reports(user)] == ["0"]
+    if profile == "remove" or "ws" in transport:
+        assert soon(lambda: listed(blind, profile, user) == 0)
+
+
+@pytest.mark.parametrize("profile", ["main", "multi", "contact", "remove"])
+def test_race_of_a_subscribe_that_registers_and_the_end(blind: Lab, profile: str) -> None:
+    """Whoever closes without waiting for the answer is reported, and the report is the last event."""
+    rng = random.Random(profile)
+    users = []
+    for _ in range(FEATURES_ROUNDS):
+        user, client = blind.user(), blind.open(profile, "tcp")
+        client.send(client.request(user, DOMAIN, 3600, f"register-{user}"))
+        assert client.receive().status == 200
+        ask_for_features(client, user)
+        time.sleep(rng.uniform(0, OFFSET))
+        client.close()
+        users.append(user)
+    for user in users:
+        assert soon(partial(is_lost, blind, user))
+        assert blind.reports(user)[-1].get("registrations-left") == "0"
 
 
 @pytest.mark.parametrize("profile", ["main", "multi", "contact"])

@@ -28,7 +28,7 @@ typedef enum { SWITCH_FALSE, SWITCH_TRUE } switch_bool_t;
 typedef enum { SWITCH_STATUS_SUCCESS, SWITCH_STATUS_FALSE } switch_status_t;
 typedef enum { SWITCH_EVENT_CUSTOM, SWITCH_EVENT_PRESENCE_IN } switch_event_types_t;
 typedef enum { SWITCH_STACK_BOTTOM } switch_stack_t;
-typedef enum { SWITCH_LOG_ERROR, SWITCH_LOG_WARNING, SWITCH_LOG_DEBUG, SWITCH_LOG_DEBUG1, SWITCH_LOG_DEBUG9 } switch_log_level_t;
+typedef enum { SWITCH_LOG_CRIT, SWITCH_LOG_ERROR, SWITCH_LOG_WARNING, SWITCH_LOG_DEBUG, SWITCH_LOG_DEBUG1, SWITCH_LOG_DEBUG9 } switch_log_level_t;
 typedef enum {
 	PFLAG_RUNNING,
 	PFLAG_MULTIREG,
@@ -46,7 +46,6 @@ typedef struct switch_thread switch_thread_t;
 typedef struct switch_threadattr switch_threadattr_t;
 typedef struct { unsigned char data[16]; } switch_uuid_t;
 typedef void *(*switch_thread_start_t) (switch_thread_t *, void *);
-typedef struct { int alloc; switch_thread_start_t func; void *obj; } switch_thread_data_t;
 typedef int (*switch_core_db_callback_func_t) (void *pArg, int argc, char **argv, char **columnNames);
 
 typedef struct { char *name; char *value; } switch_header_t;
@@ -63,7 +62,8 @@ typedef struct { const char *url_user; const char *url_host; } url_t;
 typedef struct { url_t a_url[1]; } sip_addr_t;
 typedef struct { uint32_t cs_seq; } sip_cseq_t;
 typedef struct { const char *i_id; } sip_call_id_t;
-typedef struct { sip_addr_t *sip_to; sip_addr_t *sip_from; sip_cseq_t *sip_cseq; sip_call_id_t *sip_call_id; } sip_t;
+typedef struct { const char *o_type; } sip_event_t;
+typedef struct { sip_addr_t *sip_to; sip_addr_t *sip_from; sip_cseq_t *sip_cseq; sip_call_id_t *sip_call_id; sip_event_t *sip_event; } sip_t;
 
 /* A connection, in place of a list of tags */
 typedef struct {
@@ -138,7 +138,6 @@ switch_status_t switch_threadattr_create(switch_threadattr_t **attr, switch_memo
 switch_status_t switch_threadattr_stacksize_set(switch_threadattr_t *attr, size_t size);
 switch_status_t switch_thread_create(switch_thread_t **thread, switch_threadattr_t *attr, switch_thread_start_t run, void *obj,
 									 switch_memory_pool_t *pool);
-switch_status_t switch_thread_pool_launch_thread(switch_thread_data_t **data);
 switch_status_t switch_thread_join(switch_status_t *status, switch_thread_t *thread);
 
 switch_status_t switch_event_create(switch_event_t **event, switch_event_types_t type);

@@ -264,25 +264,6 @@ switch_status_t switch_thread_create(switch_thread_t **thread, switch_threadattr
 	return pthread_create(&(*thread)->thread, NULL, thread_run, *thread) ? SWITCH_STATUS_FALSE : SWITCH_STATUS_SUCCESS;
 }
 
-static void *pool_run(void *obj)
-{
-	switch_thread_data_t data = *(switch_thread_data_t *) obj;
-
-	free(obj);
-	return data.func(NULL, data.obj);
-}
-
-switch_status_t switch_thread_pool_launch_thread(switch_thread_data_t **data)
-{
-	pthread_t thread;
-
-	if (pthread_create(&thread, NULL, pool_run, *data) || pthread_detach(thread)) {
-		abort();
-	}
-	*data = NULL;
-	return SWITCH_STATUS_SUCCESS;
-}
-
 switch_status_t switch_thread_join(switch_status_t *status, switch_thread_t *thread)
 {
 	*status = SWITCH_STATUS_SUCCESS;
