@@ -431,11 +431,13 @@ def test_without_authentication(blind: Lab, profile: str, transport: str) -> Non
     assert phone.events() == [(REGISTER, old), (UNREGISTER, old), (REGISTER, new), (UNREGISTER, new)]
 
 
-def test_all_that_was_sent_before_the_end_counts(blind: Lab) -> None:
+@pytest.mark.parametrize("transport", ["tcp", "tls", "ws", "wss"])
+def test_all_that_was_sent_before_the_end_counts(blind: Lab, transport: str) -> None:
     """Also more than FreeSWITCH reads at once, of a client that is gone before the first answer."""
     for _ in range(5):
-        client, users = blind.open("main", "tcp"), [blind.user() for _ in range(100)]
-        client.send(b"".join(client.request(user, DOMAIN, 3600, uuid.uuid4().hex) for user in users))
+        client, users = blind.open("main", transport), [blind.user() for _ in range(100)]
+        for user in users:
+            client.send(client.request(user, DOMAIN, 3600, uuid.uuid4().hex))
         client.close()
         assert player.soon(partial(each_reported, blind, users), WAIT)
 
