@@ -415,7 +415,8 @@ def _sparse(source: Source, modules: Sequence[str], include: Sequence[str], patc
     patched = _patched_files(patches / source.name)
     kept = dict.fromkeys((*modules, *sorted({found[1] for path in patched if (found := MODULE_FILE.match(path))})))
     chosen = [f"!/src/mod/{module}/**" for module in kept]
-    taken_back = [*(f"!{pattern}" for pattern in include), *(f"!/{path}" for path in patched)]
+    projects = [f"!/{path}" for path in patched if path.endswith(".vcxproj")]
+    taken_back = [*(f"!{pattern}" for pattern in include), *projects]
     return replace(
         source,
         exclude=("/src/mod/*/*/**", "!/src/mod/*/*/Makefile.am", *chosen, *source.exclude, *taken_back),
