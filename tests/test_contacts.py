@@ -84,6 +84,19 @@ class Phone:
         contacts = [row["contact"] for row in found if row["user"] == f"{self.user}@{DOMAIN}"]
         return sorted("<" + re.split(r";fs_|>", contact.partition("<")[2])[0] + ">" for contact in contacts)
 
+    def report(self) -> Event:
+        """Return the one report of the user, once it and what would follow it has come."""
+
+        def reports(events: Sequence[Event]) -> list[Event]:
+            return [event for event in events if self.lab.is_report(event) and event.get("from-user") == self.user]
+
+        recorder = self.lab.freeswitch.recorder
+        assert recorder.wait(lambda events: bool(reports(events)), WAIT)
+        self.events()
+        (report,) = reports(recorder.events)
+        self.lab.settled[self.user] += 1
+        return report
+
     def events(self) -> list[tuple[str, str]]:
         """Return (subclass, URI) of the user's events so far, in the order of Event-Sequence."""
         marker = Phone(self.lab, self.profile)
@@ -340,16 +353,9 @@ def test_client_that_moved_is_reported_once(lab: Lab, profile: str, transport: s
     assert answered(phone.register([f"{old};expires=0", new], 3600, call_id)) == {new: 3600}
     assert phone.rows() == [new]
     phone.client.close()
-
-    def reports(events: Sequence[Event]) -> list[Event]:
-        return [event for event in events if lab.is_report(event) and event.get("from-user") == phone.user]
-
-    assert lab.freeswitch.recorder.wait(lambda events: bool(reports(events)), WAIT)
-    phone.events()
-    (report,) = reports(lab.freeswitch.recorder.events)
+    report = phone.report()
     assert "192.0.2.2" in report.get("contact")
     assert report.get("registrations-left") == "0"
-    lab.settled[phone.user] += 1
 
 
 @pytest.mark.parametrize("profile", MODES)
@@ -363,15 +369,8 @@ def test_what_is_removed_is_not_reported(lab: Lab, profile: str) -> None:
     for item in over:
         item.client.close()
     phone.client.close()
-
-    def reports(events: Sequence[Event]) -> list[Event]:
-        return [event for event in events if lab.is_report(event) and event.get("from-user") == phone.user]
-
-    assert lab.freeswitch.recorder.wait(lambda events: bool(reports(events)), WAIT)
-    phone.events()
-    (report,) = reports(lab.freeswitch.recorder.events)
+    report = phone.report()
     assert "192.0.2.3" in report.get("contact")
-    lab.settled[phone.user] += 1
 
 
 @pytest.mark.parametrize("agent", ["a" * 300, "ä" * 150, "a" * 254 + "€"])

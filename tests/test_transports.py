@@ -69,17 +69,15 @@ def test_new_keys_of_tls_just_before_a_request(lab: Lab, transport: str, count: 
     with socket.create_connection(lab.target("main", transport), WAIT) as sock:
         connection = TLSConnection(sock)
         connection.handshakeClientCert()
-        request = options(transport)
         if transport == "wss":
             connection.write(offenders.upgrade())
             assert connection.read(min=1, max=4096).startswith(b"HTTP/1.1 101 ")
-            request = frame(TEXT, request)
         # All of it at once.
         connection.sock.buffer_writes = True
         for _ in range(count):
             for _ in connection.send_keyupdate_request(KeyUpdateMessageType.update_requested):
                 pass
-        connection.write(request)
+        connection.write(offenders.wrapped(transport, options(transport)))
         connection.sock.flush()
         assert b"SIP/2.0 200 OK" in connection.read(min=1, max=4096)
 
