@@ -223,7 +223,8 @@ class Wire:
             self.tls.do_handshake()
         return self.outgoing.read()
 
-    async def handshake(self) -> None:
+    async def handshake(self, last: bool = True) -> None:
+        """Shake hands; what is sent last can be left to the caller."""
         await self.raw(self.hello())
         assert self.tls
         loop = asyncio.get_running_loop()
@@ -237,7 +238,8 @@ class Wire:
                 if not data:
                     raise ConnectionError("the probe closed during the TLS handshake") from None
                 self.incoming.write(data)
-        await self.raw(self.outgoing.read())
+        if last:
+            await self.raw(self.outgoing.read())
 
     def notify(self) -> bytes:
         """Return the close_notify alert."""

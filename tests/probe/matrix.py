@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import resource
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from tests.probe.drive import ADDRESS, END, PROTOCOLS, REPORT, Probe, Wire, frame, sip, source, upgrade
@@ -186,6 +188,66 @@ async def frame_fin(probe: Probe, protocol: str, wire: Wire) -> None:
     wire.fin()
 
 
+@contextlib.contextmanager
+def busy(probe: Probe) -> Iterator[None]:
+    """Have the probe find all at once what comes meanwhile."""
+    probe.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+        # The loopback interface delivers in the background, too.
+        time.sleep(0.1)
+    finally:
+        probe.process.send_signal(signal.SIGCONT)
+
+
+def last_words(wire: Wire, protocol: str, cseq: int = 2) -> bytes:
+    message = sip("REGISTER", f"m{wire.host}", protocol, wire.host, cseq=cseq)
+    return wire.seal(frame(message) if protocol in WEB else message)
+
+
+async def ping_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+    """Send a ping, whose answer fails, and a request, each in a frame or record of its own."""
+    await register(probe, protocol, wire)
+    with busy(probe):
+        await wire.send(frame(b"\r\n\r\n") if protocol in WEB else b"\r\n\r\n")
+        await wire.raw(last_words(wire, protocol))
+        time.sleep(0.05)
+        wire.reset()
+
+
+async def burst_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+    """Send more than is read at once, a request last."""
+    await register(probe, protocol, wire)
+    ask = sip("OPTIONS", f"p{wire.host}", protocol, wire.host)
+    with busy(probe):
+        await wire.send((frame(ask) if protocol in WEB else ask) * 250)
+        await wire.raw(last_words(wire, protocol))
+        time.sleep(0.05)
+        wire.reset()
+
+
+async def pings_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+    """Send more PINGs than are answered at once, and a request."""
+    await register(probe, protocol, wire)
+    with busy(probe):
+        await wire.send(frame(b"x" * 100, 9) * 400)
+        await wire.raw(last_words(wire, protocol))
+        time.sleep(0.05)
+        wire.reset()
+
+
+async def hello_words_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+    """Send the end of the handshake and a request at once."""
+    await wire.handshake(last=False)
+    with busy(probe):
+        end = wire.outgoing.read()
+        if protocol in WEB:
+            end += wire.seal(upgrade())
+        await wire.raw(end + last_words(wire, protocol, 1))
+        time.sleep(0.05)
+        wire.reset()
+
+
 SECURE, WEB = ("tls", "wss"), ("ws", "wss")
 # Name, protocols, does the client shake hands before, what it does then.
 CASES: tuple[tuple[str, tuple[str, ...], bool, Step], ...] = (
@@ -209,6 +271,10 @@ CASES: tuple[tuple[str, tuple[str, ...], bool, Step], ...] = (
     ("upgrade reset", WEB, False, upgrade_reset),
     ("opcode", WEB, True, opcode),
     ("frame fin", WEB, True, frame_fin),
+    ("ping reset", PROTOCOLS, True, ping_reset),
+    ("burst reset", PROTOCOLS, True, burst_reset),
+    ("pings reset", WEB, True, pings_reset),
+    ("hello words reset", SECURE, False, hello_words_reset),
 )
 # Cases in which nobody did anything wrong.
 ORDERLY = ("close",)

@@ -315,7 +315,7 @@ int main(int argc, char *argv[])
 			  NUTAG_ALLOW("REGISTER"),
 			  NUTAG_APPL_METHOD("REGISTER"),
 			  NUTAG_AUTOANSWER(0),
-			  TPTAG_DEAD_PEER(dead_peer),
+			  TPTAG_DEAD_PEER(dead_peer), TPTAG_PONG2PING(1),
 			  TAG_IF(pong, TPTAG_KEEPALIVE(pong)),
 			  TAG_IF(pong, TPTAG_PINGPONG(pong)),
 			  TAG_END());
