@@ -300,6 +300,22 @@ def test_registrations_of_before_count_without_a_connection_and_on_this_node_onl
     plain.close()
 
 
+def test_profile_can_be_restarted_after_an_mwi_event(lab: Lab, spare: FreeSwitch) -> None:
+    client, user = Client("tcp", spare.address, 5060), lab.user()
+    client.register(user, lab.password, DOMAIN)
+    spare.recorder.api(
+        "lua ~local event = freeswitch.Event('message_waiting') "
+        f"event:addHeader('MWI-Message-Account', '{user}@{DOMAIN}') event:addHeader('MWI-Messages-Waiting', 'no') "
+        "event:fire()"
+    )
+    time.sleep(1)
+    client.close()
+    carry_out(spare, "sofia profile main restart")
+    time.sleep(2)
+    wait_running(spare)
+    check_works(lab, spare)
+
+
 def test_requests_sent_at_once_take_no_memory(lab: Lab) -> None:
     """Of 1.4 MB of requests upstream makes more than two gigabytes of copies."""
     client, user = lab.open("main", "tcp"), lab.user()
