@@ -54,11 +54,13 @@ EXPECTED = {
     "ping reset": RESET,
     "burst reset": RESET,
     "pings reset": RESET,
+    "crlfs reset": RESET,
 }
 # Bad content of a frame that is right does not keep the next frame from being found.
 EXPECTED |= {f"{protocol} {ending}": PEER for protocol in ("ws", "wss") for ending in ("garbage", "oversize")}
 REGISTERED = {"several": 5, "nothing": 0, "nothing reset": 0, "hello fin": 0, "hello reset": 0, "plain": 0}
-REGISTERED |= {"upgrade fin": 0, "upgrade reset": 0, "ping reset": 2, "burst reset": 2, "pings reset": 2}
+REGISTERED |= {"upgrade fin": 0, "upgrade reset": 0, "ping reset": 2, "burst reset": 2}
+REGISTERED |= {"pings reset": 2, "crlfs reset": 2}
 
 
 def docker(*arguments: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:

@@ -226,6 +226,16 @@ async def burst_reset(probe: Probe, protocol: str, wire: Wire) -> None:
         wire.reset()
 
 
+async def crlfs_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+    """Send more pings of RFC 5626 than are read at once, and a request."""
+    await register(probe, protocol, wire)
+    with busy(probe):
+        await wire.send(frame(b"\r\n\r\n") * 1200)
+        await wire.raw(last_words(wire, protocol))
+        time.sleep(0.05)
+        wire.reset()
+
+
 async def pings_reset(probe: Probe, protocol: str, wire: Wire) -> None:
     """Send more PINGs than are answered at once, and a request."""
     await register(probe, protocol, wire)
@@ -274,6 +284,7 @@ CASES: tuple[tuple[str, tuple[str, ...], bool, Step], ...] = (
     ("ping reset", PROTOCOLS, True, ping_reset),
     ("burst reset", PROTOCOLS, True, burst_reset),
     ("pings reset", WEB, True, pings_reset),
+    ("crlfs reset", WEB, True, crlfs_reset),
     ("hello words reset", SECURE, False, hello_words_reset),
 )
 # Cases in which nobody did anything wrong.
