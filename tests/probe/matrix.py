@@ -205,45 +205,35 @@ def last_words(wire: Wire, protocol: str, cseq: int = 2) -> bytes:
     return wire.seal(frame(message) if protocol in WEB else message)
 
 
-async def ping_reset(probe: Probe, protocol: str, wire: Wire) -> None:
-    """Send a ping, whose answer fails, and a request, each in a frame or record of its own."""
+async def last_reset(probe: Probe, protocol: str, wire: Wire, before: bytes) -> None:
+    """Send `before` and, in a frame or record of its own, a request, and reset."""
     await register(probe, protocol, wire)
     with busy(probe):
-        await wire.send(frame(b"\r\n\r\n") if protocol in WEB else b"\r\n\r\n")
+        await wire.send(before)
         await wire.raw(last_words(wire, protocol))
         time.sleep(0.05)
         wire.reset()
+
+
+async def ping_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+    """Send a ping, whose answer fails."""
+    await last_reset(probe, protocol, wire, frame(b"\r\n\r\n") if protocol in WEB else b"\r\n\r\n")
 
 
 async def burst_reset(probe: Probe, protocol: str, wire: Wire) -> None:
-    """Send more than is read at once, a request last."""
-    await register(probe, protocol, wire)
+    """Send more than is read at once."""
     ask = sip("OPTIONS", f"p{wire.host}", protocol, wire.host)
-    with busy(probe):
-        await wire.send((frame(ask) if protocol in WEB else ask) * 250)
-        await wire.raw(last_words(wire, protocol))
-        time.sleep(0.05)
-        wire.reset()
+    await last_reset(probe, protocol, wire, (frame(ask) if protocol in WEB else ask) * 250)
 
 
 async def crlfs_reset(probe: Probe, protocol: str, wire: Wire) -> None:
-    """Send more pings of RFC 5626 than are read at once, and a request."""
-    await register(probe, protocol, wire)
-    with busy(probe):
-        await wire.send(frame(b"\r\n\r\n") * 1200)
-        await wire.raw(last_words(wire, protocol))
-        time.sleep(0.05)
-        wire.reset()
+    """Send more pings of RFC 5626 than are read at once."""
+    await last_reset(probe, protocol, wire, frame(b"\r\n\r\n") * 1200)
 
 
 async def pings_reset(probe: Probe, protocol: str, wire: Wire) -> None:
-    """Send more PINGs than are answered at once, and a request."""
-    await register(probe, protocol, wire)
-    with busy(probe):
-        await wire.send(frame(b"x" * 100, 9) * 400)
-        await wire.raw(last_words(wire, protocol))
-        time.sleep(0.05)
-        wire.reset()
+    """Send more PINGs than are answered at once."""
+    await last_reset(probe, protocol, wire, frame(b"x" * 100, 9) * 400)
 
 
 async def hello_words_reset(probe: Probe, protocol: str, wire: Wire) -> None:
