@@ -160,7 +160,7 @@ def faults(results: dict[str, Any]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("mode", ["plain", "keep", "thread"])
+@pytest.mark.parametrize("mode", ["plain", "keep", "thread", "torn"])
 def test_each_end_is_noticed_once_and_reported_after_a_register(matrix: dict[str, dict[str, Any]], mode: str) -> None:
     assert len(matrix[mode]["cases"]) > 50
     assert faults(matrix[mode]) == []

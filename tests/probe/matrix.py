@@ -428,6 +428,7 @@ async def run(tool: str) -> dict[str, Any]:
         "plain": await every(tool, 1),
         "keep": await every(tool, 1, "-k"),
         "thread": await every(tool, 1, "-t"),
+        "torn": await every(tool, 1, "-e"),
         "log": await every(tool, 1, only=ORDERLY),
         "starved": await starved(tool),
         "udp": await udp(tool),
