@@ -152,6 +152,15 @@ def build(capture: Capture, events: Sequence[Event], subclass: str) -> Ladder:
     return Ladder(client, server, sorted(steps, key=lambda step: step.when_ns), packets, capture.killed_ns)
 
 
+def has_end(capture: Capture) -> bool:
+    """Whether a client's FIN or RST is captured, after the kill if there was one; False if nothing can be read."""
+    since_ns = capture.killed_ns or 0
+    try:
+        return any(packet.from_client and packet.ends and packet.when_ns >= since_ns for packet in dissect(capture))
+    except ToolkitError:
+        return False
+
+
 def dissect(capture: Capture) -> Iterator[Packet]:
     """Yield the TCP segments between clients and the server, as captured, with the messages in them.
 

@@ -79,6 +79,17 @@ def test_end_is_the_clients_and_after_the_kill() -> None:
     assert ladder.build(capture(data), [], SUBCLASS).end_ns is None
 
 
+def test_capture_has_the_end_of_a_client_after_the_kill() -> None:
+    wire = Wire().open()
+    wire.send(50, "FA", back=True)
+    assert not ladder.has_end(capture(pcap(*wire.packets)))
+    wire.send(60, "R")
+    assert ladder.has_end(capture(pcap(*wire.packets)))
+    assert ladder.has_end(capture(pcap(*wire.packets), killed_ns=ms(55)))
+    assert not ladder.has_end(capture(pcap(*wire.packets), killed_ns=ms(70)))
+    assert not ladder.has_end(capture(b"this is not a capture at all"))
+
+
 def test_message_in_two_segments_counts_when_it_is_complete() -> None:
     wire, data = Wire().open(), request(body=b"v=0\r\n")
     wire.send(1, "A", data[:100])

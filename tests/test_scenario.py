@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import tarfile
 import time
 from collections.abc import Callable
 from io import BytesIO
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -18,6 +20,7 @@ from scripts.events import REGISTER, UNREGISTER, Event
 from scripts.report import Result, Verdict
 from scripts.scenario import CASES, PATCHED, STOCK, VARIANTS, Expectation, Observation, judge
 from scripts.settings import Settings
+from tests.wire import CLIENT, SERVER, killed, ms
 
 SUBCLASS = "sofia::tp_error_report"
 KILLED_US = 1_795_406_420_000_000
@@ -259,3 +262,18 @@ def test_died_engine_is_one_line_and_a_report(settings: Settings, monkeypatch: p
     assert "\n" not in str(caught.value) and time.monotonic() - start < 2
     root = ElementTree.parse(settings.report_directory / "verify.xml").getroot()
     assert root.get("errors") == root.get("tests") == "4"
+
+
+@pytest.mark.parametrize("problem", ["", "nothing was captured: no tcpdump"])
+def test_capture_is_read_until_the_end_of_the_client_is_in_it(monkeypatch: pytest.MonkeyPatch, problem: str) -> None:
+    whole = killed()
+    reads = iter([(whole[:500], problem), (whole[:-3], problem), (whole, problem)])
+    bench = object.__new__(scenario._Bench)
+    bench.sniffer, bench.address = SimpleNamespace(read=lambda: next(reads)), SERVER  # type: ignore[assignment]
+    observation = Observation("alice", "tcp", "sofia::tp_error_report")
+    observation.registered = Event({"Event-Subclass": REGISTER, "network-ip": CLIENT}, ms(14))
+    observation.killed_ns = ms(100)
+    found = asyncio.run(bench._capture(observation, ms(0)))
+    assert found.problem == problem
+    assert found.pcap == (whole[:500] if problem else whole[:-3])
+    assert len(list(reads)) == (2 if problem else 1)
