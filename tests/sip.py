@@ -7,12 +7,15 @@ socket allows. SIPp covers the well-behaved cases; this covers the others.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import re
 import socket
 import ssl
 import struct
+import termios
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -329,6 +332,14 @@ class Client:
             f"Content-Length: {len(body)}",
         ]
         return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
+
+    def flush(self) -> None:
+        """Wait until the server's kernel has all that was sent: with an answer unread, close() discards the rest."""
+        deadline = time.monotonic() + self.limit
+        while struct.unpack("i", fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]:
+            if time.monotonic() >= deadline:
+                raise TimeoutError("the server does not take what was sent")
+            time.sleep(0.001)
 
     def close(self) -> None:
         """Close in good order: FIN, over TLS without a close_notify."""

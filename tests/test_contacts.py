@@ -437,6 +437,7 @@ def test_all_that_was_sent_before_the_end_counts(blind: Lab, transport: str) -> 
         client, users = blind.open("main", transport), [blind.user() for _ in range(100)]
         for user in users:
             client.send(client.request(user, DOMAIN, 3600, uuid.uuid4().hex))
+        client.flush()
         client.close()
         assert player.soon(partial(each_reported, blind, users), WAIT)
 
