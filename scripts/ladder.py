@@ -6,7 +6,7 @@ import io
 import ipaddress
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Protocol
@@ -123,12 +123,7 @@ class Ladder:
     @property
     def end_ns(self) -> int | None:
         """When the client's end of the connection arrived after the kill, None if it never did."""
-        ends = [
-            packet.when_ns
-            for packet in self.packets
-            if packet.from_client and packet.ends and packet.when_ns >= (self.killed_ns or 0)
-        ]
-        return min(ends, default=None) if self.killed_ns is not None else None
+        return None if self.killed_ns is None else min(_ends(self.packets, self.killed_ns), default=None)
 
 
 def build(capture: Capture, events: Sequence[Event], subclass: str) -> Ladder:
@@ -154,11 +149,15 @@ def build(capture: Capture, events: Sequence[Event], subclass: str) -> Ladder:
 
 def has_end(capture: Capture) -> bool:
     """Whether a client's FIN or RST is captured, after the kill if there was one; False if nothing can be read."""
-    since_ns = capture.killed_ns or 0
     try:
-        return any(packet.from_client and packet.ends and packet.when_ns >= since_ns for packet in dissect(capture))
+        return any(_ends(dissect(capture), capture.killed_ns or 0))
     except ToolkitError:
         return False
+
+
+def _ends(packets: Iterable[Packet], since_ns: int) -> Iterator[int]:
+    """Yield when the clients' FIN and RST arrived, from `since_ns` on."""
+    return (p.when_ns for p in packets if p.from_client and p.ends and p.when_ns >= since_ns)
 
 
 def dissect(capture: Capture) -> Iterator[Packet]:

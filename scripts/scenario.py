@@ -393,9 +393,8 @@ class _Bench:
         deadline = time.monotonic() + CAPTURE_LAG
         while True:
             capture = await self._read_capture(observation, began_ns)
-            if not observation.registered or capture.problem or ladder.has_end(capture):
-                return capture
-            if time.monotonic() >= deadline:
+            complete = not observation.registered or bool(capture.problem) or ladder.has_end(capture)
+            if complete or time.monotonic() >= deadline:
                 return capture
             await asyncio.sleep(0.2)
 
