@@ -55,12 +55,14 @@ EXPECTED = {
     "burst reset": RESET,
     "pings reset": RESET,
     "crlfs reset": RESET,
+    "late pong": PEER,
+    "last words reset": RESET,
 }
 # Bad content of a frame that is right does not keep the next frame from being found.
 EXPECTED |= {f"{protocol} {ending}": PEER for protocol in ("ws", "wss") for ending in ("garbage", "oversize")}
 REGISTERED = {"several": 5, "nothing": 0, "nothing reset": 0, "hello fin": 0, "hello reset": 0, "plain": 0}
 REGISTERED |= {"upgrade fin": 0, "upgrade reset": 0, "ping reset": 2, "burst reset": 2}
-REGISTERED |= {"pings reset": 2, "crlfs reset": 2}
+REGISTERED |= {"pings reset": 2, "crlfs reset": 2, "last words reset": 2}
 
 
 def docker(*arguments: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
@@ -194,6 +196,11 @@ def test_a_missing_pong_is_a_timeout(matrix: dict[str, dict[str, Any]]) -> None:
     (report,) = results["cases"]["tcp pong"]["reports"]
     assert (report["cause"], report["errno"]) == ("timeout", 32)
     assert faults(results) == []
+
+
+def test_what_came_before_a_timer_counts_before_it(matrix: dict[str, dict[str, Any]]) -> None:
+    assert len(matrix["late"]["cases"]) == 2
+    assert faults(matrix["late"]) == []
 
 
 def test_silence_is_a_timeout(matrix: dict[str, dict[str, Any]]) -> None:

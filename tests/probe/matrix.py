@@ -401,6 +401,37 @@ async def pong(tool: str) -> dict[str, Any]:
     return results
 
 
+async def late(tool: str) -> dict[str, Any]:
+    """Send the last words, or the PONG, to a stack that comes to its timers first."""
+    probe = await Probe.start(tool, "-p", "300", "-l", "800", level=1)
+
+    async def pong_fin(probe: Probe, protocol: str, wire: Wire) -> None:
+        await register(probe, protocol, wire)
+        await wire.receive_until(b"\r\n\r\n")
+        probe.process.send_signal(signal.SIGUSR1)
+        await asyncio.sleep(0.1)
+        await wire.raw(b"\r\n")
+        # The next PING tells that the connection outlived it.
+        await wire.receive_until(b"\r\n\r\n")
+        wire.fin()
+
+    async def words_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+        await register(probe, protocol, wire)
+        probe.process.send_signal(signal.SIGUSR1)
+        await asyncio.sleep(0.1)
+        await wire.raw(last_words(wire, protocol))
+        await asyncio.sleep(0.05)
+        wire.reset()
+
+    seen = {
+        "tcp late pong": await observe(probe, "tcp", True, pong_fin),
+        "tcp last words reset": await observe(probe, "tcp", True, words_reset),
+    }
+    results: dict[str, Any] = {}
+    await finish(probe, results, seen)
+    return results
+
+
 async def silence(tool: str) -> dict[str, Any]:
     """Take the client's address off the machine: no packet reaches it, and none of its own leaves."""
     seconds = 4
@@ -433,6 +464,7 @@ async def run(tool: str) -> dict[str, Any]:
         "starved": await starved(tool),
         "udp": await udp(tool),
         "pong": await pong(tool),
+        "late": await late(tool),
     }
     try:
         results["silence"] = await silence(tool)

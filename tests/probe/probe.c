@@ -44,8 +44,9 @@ struct probe {
   struct handle *handles;
 };
 
-static volatile sig_atomic_t stop;
+static volatile sig_atomic_t stop, late;
 static int torn;
+static unsigned lateness;
 
 /* The kernel puts events together one after the other: with an error that comes
    meanwhile, the input or the hangup that goes with it can be missing */
@@ -57,6 +58,13 @@ int __wrap_epoll_wait(int epfd, struct epoll_event *events, int most, int timeou
   static unsigned turn;
   int i, n = __real_epoll_wait(epfd, events, most, timeout);
 
+  /* A stack that was busy comes to its timers before it asks for input */
+  if (late) {
+    usleep(lateness * 1000);
+    late = 0;
+    return 0;
+  }
+
   for (i = 0; torn && i < n; i++)
     if (events[i].events & EPOLLERR)
       events[i].events &= ~missing[__atomic_fetch_add(&turn, 1, __ATOMIC_RELAXED) % 3];
@@ -66,8 +74,10 @@ int __wrap_epoll_wait(int epfd, struct epoll_event *events, int most, int timeou
 
 static void on_signal(int number)
 {
-  (void)number;
-  stop = 1;
+  if (number == SIGUSR1)
+    late = 1;
+  else
+    stop = 1;
 }
 
 static void print_string(char const *name, char const *value)
@@ -262,7 +272,7 @@ static void print_ports(char const *names[], int number, int udp)
 
 static void usage(void)
 {
-  fputs("usage: probe [-k] [-t] [-u] [-e] [-a ADDRESS] [-c CERTIFICATES] [-d SECONDS] [-p MS] tcp=PORT [PROTOCOL=PORT]...\n"
+  fputs("usage: probe [-k] [-t] [-u] [-e] [-a ADDRESS] [-c CERTIFICATES] [-d SECONDS] [-p MS] [-l MS] tcp=PORT [PROTOCOL=PORT]...\n"
 	"  -k  keep the handles of registrations\n"
 	"  -t  run the stack in a thread of its own\n"
 	"  -u  listen on UDP, too\n"
@@ -271,6 +281,7 @@ static void usage(void)
 	"  -c  directory of agent.pem, cafile.pem and wss.pem\n"
 	"  -d  close a connection whose peer is silent for SECONDS\n"
 	"  -p  send PINGs every MS milliseconds, and wait as long for the PONG\n"
+	"  -l  be busy for MS milliseconds after SIGUSR1\n"
 	"  PROTOCOL is tcp, tls, ws or wss; PORT 0 lets the kernel choose\n", stderr);
   exit(2);
 }
@@ -287,7 +298,7 @@ int main(int argc, char *argv[])
   unsigned dead_peer = 0, pong = 0;
   int threaded = 0, udp = 0, number = 0, option, i;
 
-  while ((option = getopt(argc, argv, "kteua:c:d:p:")) != -1) {
+  while ((option = getopt(argc, argv, "kteua:c:d:p:l:")) != -1) {
     switch (option) {
     case 'k': probe->keep = 1; break;
     case 't': threaded = 1; break;
@@ -296,6 +307,7 @@ int main(int argc, char *argv[])
     case 'a': address = optarg; break;
     case 'c': certificates = optarg; break;
     case 'd': dead_peer = (unsigned)strtoul(optarg, NULL, 10); break;
+    case 'l': lateness = (unsigned)strtoul(optarg, NULL, 10); break;
     case 'p': pong = (unsigned)strtoul(optarg, NULL, 10); break;
     default: usage();
     }
@@ -323,6 +335,7 @@ int main(int argc, char *argv[])
 
   sigaction(SIGTERM, &action, NULL);
   sigaction(SIGINT, &action, NULL);
+  sigaction(SIGUSR1, &action, NULL);
 
   su_init();
   probe->root = su_root_create(probe);
