@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import os
 import signal
@@ -14,6 +15,9 @@ from pathlib import Path
 import pytest
 from docker.errors import BuildError
 from rich.console import Console
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from scripts import base, engine, image
 from scripts import settings as settings_module
@@ -37,6 +41,17 @@ AUTHOR = {
 TAG = "v1.0"
 # What came of the races that were run.
 RACES = pytest.StashKey[dict[races.Case, races.Outcome]]()
+# What a worker of pytest-xdist has to say in the end, and what all of them said.
+SAID = "toolkit-said"
+ALL_SAID = pytest.StashKey[list[str]]()
+# The modules whose tests share the labs: one worker runs them all.
+WITH_LABS = frozenset(
+    f"tests/test_{name}.py"
+    for name in (
+        "contacts", "docs", "frames", "limiter", "matrix", "properties", "registrar", "robustness", "silent",
+        "transports",
+    )
+)  # fmt: skip
 # Far enough apart for three hunks.
 LINES = [f"line {number}\n" for number in range(1, 61)]
 
@@ -145,18 +160,35 @@ def needs_docker() -> None:
 
 
 @pytest.fixture(scope="session")
-def built() -> Settings:
+def one_at_a_time(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Return a function whose context only one of the workers of pytest-xdist is in: they share the engine."""
+    base = tmp_path_factory.getbasetemp()
+
+    @contextlib.contextmanager
+    def alone() -> Iterator[None]:
+        with ((base if worker_id == "master" else base.parent) / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    return alone
+
+
+@pytest.fixture(scope="session")
+def built(one_at_a_time: Callable[[], contextlib.AbstractContextManager[None]]) -> Settings:
     """Return the project's settings, and those of the options of `inv test`, once the images are up to date.
 
     Skips where there is no Docker or no sources; a build that fails fails the test.
     """
     found = chosen()
     needs_docker()
-    try:
-        sources_module.clone(found, Console(quiet=True))
-    except ToolkitError as error:
-        pytest.skip(f"the images are not tested: {error}")
-    image.build(found, Console(quiet=True))
+    with one_at_a_time():
+        try:
+            sources_module.clone(found, Console(quiet=True))
+        except ToolkitError as error:
+            pytest.skip(f"the images are not tested: {error}")
+        image.build(found, Console(quiet=True))
     return found
 
 
@@ -184,14 +216,15 @@ def lab(labs: Callable[[int], Lab]) -> Lab:
 
 
 @pytest.fixture(scope="session")
-def registries() -> Settings:
+def registries(one_at_a_time: Callable[[], contextlib.AbstractContextManager[None]]) -> Settings:
     """Return the project's settings once the image of tests/registries.py is there.
 
     Skips where there is no Docker, or no package of the registry.
     """
     found = load(overrides=[line for line in os.environ.get("TOOLKIT_SET", "").splitlines() if line])
     needs_docker()
-    base.ensure(found, Console(quiet=True))
+    with one_at_a_time():
+        base.ensure(found, Console(quiet=True))
     with engine.connect(600) as client:
         try:
             registries_module.build(client, found.base_image)
@@ -213,14 +246,49 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(Plugin(), "death-matrix")
     config.stash[RACES] = {}
+    config.stash[ALL_SAID] = []
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Give each worker whole modules, and those that share the labs to one."""
+    return Modules(config, log)
+
+
+class Modules(LoadScopeScheduling):
+    """Schedules by module; the modules with labs, which last longest, are one and come first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return "labs" if module in WITH_LABS else module
+
+
+def pytest_testnodedown(node: WorkerController) -> None:
+    """Keep what a worker says in the end."""
+    node.config.stash[ALL_SAID].extend(getattr(node, "workeroutput", {}).get(SAID, ()))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Say how the races went and where the report of the death matrix is, in a worker to who started it."""
+    plugin = session.config.pluginmanager.get_plugin("death-matrix")
+    said = [f"race {line}" for line in races.lines(session.config.stash[RACES])]
+    if plugin is not None and plugin.line:
+        said.append(plugin.line)
+    session.config.stash[ALL_SAID].extend(said)
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[SAID] = said
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give what needs the images or a registry the marker `docker`."""
+    """Give what needs the images or a registry the marker `docker`; see that WITH_LABS is complete."""
     for item in items:
-        if {"built", "registries"} & set(getattr(item, "fixturenames", ())):
+        names = set(getattr(item, "fixturenames", ()))
+        if {"built", "registries"} & names:
             item.add_marker("docker")
+        module = item.nodeid.partition("::")[0]
+        if "labs" in names and module not in WITH_LABS:
+            raise pytest.UsageError(f"{module} uses the labs: add it to WITH_LABS in tests/conftest.py")
 
 
 def edited(path: Path, *numbers: int) -> None:
@@ -262,9 +330,9 @@ def add_patch(settings: Settings, tmp_path: Path) -> Callable[..., Path]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """End with the races, and with the skipped tests and the reasons: a run that skips is not a full run."""
-    for line in races.lines(terminalreporter.config.stash[RACES]):
-        terminalreporter.write_line(f"race {line}")
+    """End with what was said, and with the skipped tests and the reasons: a run that skips is not a full run."""
+    for line in terminalreporter.config.stash[ALL_SAID]:
+        terminalreporter.write_line(line)
     reasons: dict[str, int] = {}
     for report in terminalreporter.stats.get("skipped", []):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

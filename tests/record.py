@@ -195,7 +195,9 @@ class Plugin:
             self.why = report.longreprtext.strip().splitlines()[-1]
 
     def pytest_sessionfinish(self) -> None:
-        if not any(record.results for record in self.records.values()) and not self.why:
+        played = any(record.results for record in self.records.values())
+        # Who only starts workers hears of failures, too, but has no cases.
+        if not self.cases or not (played or self.why):
             return
         for cpus, record in self.records.items():
             record.fill(self.cases[cpus], self.why or "the run was broken off before it")
@@ -206,10 +208,6 @@ class Plugin:
             self.line = f"death matrix: {len(run.results)} cases, {len(run.failures)} not passed; report in {path}"
         except ToolkitError as error:
             self.line = f"death matrix: {error}"
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self.line:
-            terminalreporter.write_line(self.line)
 
 
 @contextlib.contextmanager
