@@ -34,7 +34,7 @@ NAME = re.compile(r"\d{4}-.+\.patch")
 FAILED_HUNK = re.compile(r"patch failed: (?P<file>.+):(?P<line>\d+)")
 # How git says that a tree is not what a patch was made for; other failures are none of the patch's.
 DOES_NOT_APPLY = re.compile(r"patch failed|does not apply|(does not exist|already exists) in|does not match index")
-CORRUPT_LINE = re.compile(r"(?:at line |:)(?P<line>\d+)$")
+CORRUPT_LINE = re.compile(r"corrupt patch at (?:line |\S+:)(?P<line>\d+)$")
 # Any bytes of an upstream file survive a round trip through str.
 BYTES = "surrogateescape"
 ALREADY = "already applied"
@@ -217,6 +217,14 @@ def files(settings: Settings, upstream: str) -> list[Path]:
         if not NAME.fullmatch(path.name):
             raise ToolkitError(f"{short(path)}: name it NNNN-subject.patch, the number gives the order")
     numbers = [f"{upstream}/{path.name[:4]}" for path in found]
+    for index, path in enumerate(found, 1):
+        number = int(path.name[:4])
+        if number < index:
+            raise ToolkitError(f"{short(path)}: another patch has this number: give it the next free one")
+        if number > index:
+            raise ToolkitError(
+                f"{short(path)}: there is no patch {index:04} before it: take it back, or number without gaps"
+            )
     for excluded in settings.excluded_patches:
         name = excluded.split("/")[0]
         if name not in known or (name == upstream and excluded not in numbers):
@@ -294,6 +302,11 @@ def check_source(settings: Settings, source: Source, for_build: bool = False) ->
             try:
                 local(source.path, "apply", "--cached", "--whitespace=nowarn", str(mail), index=index)
             except ToolkitError as error:
+                if match := CORRUPT_LINE.search(str(error)):
+                    raise ToolkitError(
+                        f"{short(patch.path)}:{match['line']}: git can't read the diff there: take the patch back, "
+                        "or make it anew with `git format-patch`"
+                    ) from error
                 if not DOES_NOT_APPLY.search(str(error)):
                     raise
                 before = " with the patches before it" if number else ""

@@ -91,7 +91,7 @@ def clone(settings: Settings, console: Console | None = None) -> list[Cloned]:
     """
     console = console or get_console()
     results = []
-    with locked(settings, console):
+    with locked(settings, console, make=True):
         current = {source.name: _is_current(source) for source in settings.sources}
         for source in settings.sources:
             if current[source.name]:
@@ -103,10 +103,17 @@ def clone(settings: Settings, console: Console | None = None) -> list[Cloned]:
 
 
 @contextmanager
-def locked(settings: Settings, console: Console | None = None) -> Iterator[None]:
-    """Keep other runs of the toolkit from the trees; wait for one that is at work."""
+def locked(settings: Settings, console: Console | None = None, make: bool = False) -> Iterator[None]:
+    """Keep other runs of the toolkit from the trees; wait for one that is at work.
+
+    Without `make` there is nothing to keep them from if the directory is missing.
+    """
     directory = settings.sources[0].path.parent
-    directory.mkdir(parents=True, exist_ok=True)
+    if make:
+        directory.mkdir(parents=True, exist_ok=True)
+    elif not directory.exists():
+        yield
+        return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
@@ -146,7 +153,7 @@ def require(source: Source) -> Tree:
     """Return the tree of `source`; ToolkitError if it is missing or at another pin."""
     tree = inspect(source)
     if tree is None:
-        raise ToolkitError(f"{short(source.path)} is missing: run `inv clone`")
+        raise ToolkitError(f"{short(source.path)} is missing: run `inv clone`, with the same options")
     if tree.config.get("pin") != _pin(source):
         raise ToolkitError(
             f"{short(source.path)} was cloned for other settings of {source.name}: run `inv clone` with these options"

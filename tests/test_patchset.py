@@ -90,6 +90,15 @@ def test_corrupt_diff(series: Settings) -> None:
         patchset.render(series, series.source("one"))
 
 
+def test_hunk_that_git_cannot_read(series: Settings) -> None:
+    path = patch_file(series, "0002")
+    lines = path.read_text().splitlines(keepends=True)
+    number = next(number for number, line in enumerate(lines) if line.startswith("@@ "))
+    path.write_text("".join([*lines[:number], "@@ -x @@\n", *lines[number + 1 :]]))
+    with pytest.raises(ToolkitError, match=rf"0002-second\.patch:{number + 1}: git can't read the diff there: take"):
+        patchset.check(series)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -224,8 +233,9 @@ def test_uneven_hunk_is_mended_by_an_export(series: Settings) -> None:
 
 
 def test_check_without_a_clone(settings: Settings) -> None:
-    with pytest.raises(ToolkitError, match=r"is missing: run `inv clone`"):
-        patchset.check(settings)
+    with pytest.raises(ToolkitError, match=r"is missing: run `inv clone`, with the same options"):
+        patchset.run(settings, check_only=True)
+    assert not settings.sources[0].path.parent.exists()
 
 
 @pytest.mark.parametrize("action", [patchset.apply, patchset.revert])
@@ -402,6 +412,20 @@ def test_directory_that_is_not_there(series: Settings) -> None:
     astray = dataclasses.replace(series, patches=series.patches / "nowhere")
     with pytest.raises(ToolkitError, match=r"nowhere is not a directory: correct the setting 'patches\.directory'"):
         patchset.run(astray, check_only=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("0001-again.patch", r"0001-first\.patch: another patch has this number: give it the next free one"),
+        ("0009-last.patch", r"0009-last\.patch: there is no patch 000\d before it: take it back, or number without"),
+    ],
+)
+def test_number_that_is_missing_or_taken(series: Settings, name: str, line: str) -> None:
+    second = next(path for path in (series.patches / "one").iterdir() if path.name.startswith("0002-"))
+    second.rename(second.with_name(name))
+    with pytest.raises(ToolkitError, match=line):
+        patchset.check(series)
 
 
 def test_failure_that_is_none_of_the_patch(series: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

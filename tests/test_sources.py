@@ -282,7 +282,7 @@ def test_export_of_an_incomplete_tree(settings: Settings, tmp_path: Path) -> Non
 def test_clone_waits_for_another_run(settings: Settings) -> None:
     output = io.StringIO()
     with ThreadPoolExecutor() as pool:
-        with sources.locked(settings):
+        with sources.locked(settings, make=True):
             other = pool.submit(sources.clone, settings, Console(file=output))
             deadline = time.monotonic() + 10
             while "waiting for another run" not in output.getvalue() and time.monotonic() < deadline:
