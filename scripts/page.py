@@ -204,7 +204,7 @@ def _delays(run: Run) -> Iterator[str]:
     elif delays:
         series = Series("", delays)
         yield f"reports after {series.percentile(50):.1f} ms in the median, {series.percentile(100):.1f} at most"
-    yield f"the cases took {timedelta(seconds=round(sum(result.seconds for result in run.results)))}"
+    yield f"{timedelta(seconds=round(sum(result.seconds for result in run.results)))} of cases, some side by side"
 
 
 def _counts(run: Run) -> dict[Verdict, int]:

@@ -39,7 +39,8 @@ SOFIA = "endpoints/mod_sofia"
 PATCHED_FILE = re.compile(rb"^diff --git a/(\S+) b/", re.MULTILINE)
 MODULE_FILE = re.compile(r"src/mod/([a-z_]+/mod_[a-z0-9_]+)/")
 PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
-ANY = re.compile(r"\S+")
+# A repository, and a tag, a digest or both.
+REFERENCE = re.compile(rf"{REPOSITORY.pattern}(?::\w[\w.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?", re.ASCII)
 URL = re.compile(r"(?:https?://\S+)?")
 OPTION = re.compile(r"--[a-z][A-Za-z0-9=/,._-]*")
 # What Invoke itself reads from the environment: INVOKE_RUN_ECHO, say.
@@ -458,7 +459,9 @@ def _settings(values: Mapping[str, Any]) -> Settings:
         ),
         nua_event=_match(NUA_EVENT, patches["nua_event"], "patches.nua_event", "a nua indication (nua_i_...)"),
         esl_event=_match(ESL_EVENT, patches["esl_event"], "patches.esl_event", "an event subclass (module::name)"),
-        base_image=_match(ANY, build["base_image"], "build.base_image", "the name of an image (debian:bookworm-slim)"),
+        base_image=_match(
+            REFERENCE, build["base_image"], "build.base_image", "the name of an image (debian:bookworm-slim)"
+        ),
         base_suite=build["base_suite"],
         image=_match(IMAGE, build["image"], "build.image", "an image name without a tag"),
         cache=repository(build["cache"], "build.cache"),

@@ -69,6 +69,8 @@ def test_module_sets() -> None:
         ("verify.report_directory=README.md/x", "setting 'verify.report_directory': can't write to 'README.md/x'"),
         ("patches.esl_event=sofia", "'sofia' is not an event subclass"),
         ("build.image=name:tag", "'name:tag' is not an image name without a tag"),
+        ("build.base_image=BAD::tag", "setting 'build.base_image': 'BAD::tag' is not the name of an image"),
+        ("build.base_image=", "setting 'build.base_image': '' is not the name of an image"),
         ("build.modules=mod_sofia", "'mod_sofia' is not a module"),
         (
             "build.modules=dialplans/mod_dialplan_xml",
@@ -143,7 +145,7 @@ def test_what_is_excluded_is_so_in_chosen_modules() -> None:
         ),
         ("growth: 10", "growth: much", "the setting 'build.growth' must be a number, not 'much'"),
         ("watch:\n", "watch: 1\nfoo:\n", "there is no setting 'foo': remove it"),
-        ("    size: 36\n", "", "the setting 'module_sets.core.size' is missing: add it"),
+        ("    size: 33\n", "", "the setting 'module_sets.core.size' is missing: add it"),
         ("sources:\n", "sources: [\n", "is not YAML (while parsing"),
         ("packages: []", "packages: [1]", "the setting 'build.packages' must be a list of texts (put them in quotes)"),
     ],
@@ -175,6 +177,13 @@ def test_nothing_stands_for_an_empty_text_or_list(tmp_path: Path) -> None:
     file.write_text(settings_module.FILE.read_text().replace("exclude: []", "exclude:").replace('tag: ""', "tag:"))
     found = settings_module.read(file)
     assert found["patches"]["exclude"] == [] and found["sources"]["spandsp"]["tag"] == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["debian", "debian:bookworm-slim", "localhost:5000/voip/base:1.0_x", f"ghcr.io/a/b:c@sha256:{'0' * 64}"]
+)
+def test_base_image_is_any_reference(name: str) -> None:
+    assert load(overrides=[f"build.base_image={name}"]).base_image == name
 
 
 @pytest.mark.parametrize("directory", ["", "/", ".", ".."])
