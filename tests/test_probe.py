@@ -56,13 +56,17 @@ EXPECTED = {
     "pings reset": RESET,
     "crlfs reset": RESET,
     "late pong": PEER,
+    "late rest": PEER,
+    "late first": PEER,
+    "late hello": PEER,
+    "drip": ("timeout", 110),
     "last words reset": RESET,
 }
 # Bad content of a frame that is right does not keep the next frame from being found.
 EXPECTED |= {f"{protocol} {ending}": PEER for protocol in ("ws", "wss") for ending in ("garbage", "oversize")}
 REGISTERED = {"several": 5, "nothing": 0, "nothing reset": 0, "hello fin": 0, "hello reset": 0, "plain": 0}
 REGISTERED |= {"upgrade fin": 0, "upgrade reset": 0, "ping reset": 2, "burst reset": 2}
-REGISTERED |= {"pings reset": 2, "crlfs reset": 2, "last words reset": 2}
+REGISTERED |= {"pings reset": 2, "crlfs reset": 2, "last words reset": 2, "late rest": 2, "drip": 0}
 
 
 def docker(*arguments: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
@@ -201,6 +205,10 @@ def test_a_missing_pong_is_a_timeout(matrix: dict[str, dict[str, Any]]) -> None:
 def test_what_came_before_a_timer_counts_before_it(matrix: dict[str, dict[str, Any]]) -> None:
     assert len(matrix["late"]["cases"]) == 2
     assert faults(matrix["late"]) == []
+    assert len(matrix["later"]["cases"]) == 6 + 8
+    assert faults(matrix["later"]) == []
+    # Who sends without a break has no more time than others.
+    assert matrix["later"]["ended"] == ["tcp drip"]
 
 
 def test_silence_is_a_timeout(matrix: dict[str, dict[str, Any]]) -> None:

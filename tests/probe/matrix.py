@@ -402,14 +402,17 @@ async def pong(tool: str) -> dict[str, Any]:
 
 
 async def late(tool: str) -> dict[str, Any]:
-    """Send the last words, or the PONG, to a stack that comes to its timers first."""
+    """Send what a stack waits for, or last words, while it is busy, and comes to its timers first."""
     probe = await Probe.start(tool, "-p", "300", "-l", "800", level=1)
+
+    async def busy(probe: Probe) -> None:
+        probe.process.send_signal(signal.SIGUSR1)
+        await asyncio.sleep(0.1)
 
     async def pong_fin(probe: Probe, protocol: str, wire: Wire) -> None:
         await register(probe, protocol, wire)
         await wire.receive_until(b"\r\n\r\n")
-        probe.process.send_signal(signal.SIGUSR1)
-        await asyncio.sleep(0.1)
+        await busy(probe)
         await wire.raw(b"\r\n")
         # The next PING tells that the connection outlived it.
         await wire.receive_until(b"\r\n\r\n")
@@ -417,8 +420,7 @@ async def late(tool: str) -> dict[str, Any]:
 
     async def words_reset(probe: Probe, protocol: str, wire: Wire) -> None:
         await register(probe, protocol, wire)
-        probe.process.send_signal(signal.SIGUSR1)
-        await asyncio.sleep(0.1)
+        await busy(probe)
         await wire.raw(last_words(wire, protocol))
         await asyncio.sleep(0.05)
         wire.reset()
@@ -428,6 +430,66 @@ async def late(tool: str) -> dict[str, Any]:
         "tcp last words reset": await observe(probe, "tcp", True, words_reset),
     }
     results: dict[str, Any] = {}
+    await finish(probe, results, seen)
+    return results
+
+
+async def later(tool: str) -> dict[str, Any]:
+    """Send the rest of a frame or of a handshake, or a first message, to a stack that is busy for longer than it waits.
+
+    The case "drip" never ends its message, and sends without a break.
+    """
+    probe = await Probe.start(tool, "-m", "9", "-l", "11000", level=1)
+    others = [await Wire.open_as("tcp", probe.ports["tcp"], source(next(numbers))) for _ in range(8)]
+    for wire in others:
+        await register(probe, "tcp", wire)
+    opened: dict[str, Wire] = {}
+    rests: dict[str, bytes] = {}
+    for name in ("ws late rest", "wss late rest", "tcp late first", "tls late first", "tls late hello", "tcp drip"):
+        protocol, _, case = name.partition(" ")
+        port, address = probe.ports[protocol], source(next(numbers))
+        wire = await (Wire.open(port, address) if case == "late hello" else Wire.open_as(protocol, port, address))
+        if case == "late hello":
+            await wire.handshake(last=False)
+            rest = wire.outgoing.read()
+            rests[name] = rest + last_words(wire, protocol, 1)
+        elif case == "late first":
+            rests[name] = last_words(wire, protocol, 1)
+        elif case == "drip":
+            message = sip("MESSAGE", f"d{wire.host}", protocol, wire.host)
+            rests[name] = message.replace(b"Length: 0", b"Length: 9999") + b"x" * 9000
+        else:
+            await register(probe, protocol, wire)
+            rest = last_words(wire, protocol)
+            await wire.raw(rest[:100])
+            rests[name] = rest[100:]
+        opened[name] = wire
+    await asyncio.sleep(0.1)
+    probe.process.send_signal(signal.SIGUSR1)
+    await asyncio.sleep(0.1)
+    # A few are read before the timers nevertheless: those that the kernel tells first.
+    for wire in others:
+        await wire.raw(b"\r\n\r\n")
+    drip = opened["tcp drip"]
+    for name, wire in opened.items():
+        if wire is not drip:
+            await wire.raw(rests[name])
+    with contextlib.suppress(OSError):
+        for byte in rests["tcp drip"]:
+            await drip.raw(bytes([byte]))
+            await asyncio.sleep(0.0005)
+            if drip.peer in probe.ends:
+                break
+    await probe.ended(drip, LIMIT)
+    ended = [name for name, wire in opened.items() if wire.peer in probe.ends]
+    opened |= {f"tcp other {number}": wire for number, wire in enumerate(others)}
+    seen = {}
+    for name, wire in opened.items():
+        wire.fin()
+        await probe.ended(wire, 3)
+        port = probe.ports[name.partition(" ")[0]]
+        seen[name] = {"wire": wire, "closed": time.time(), "error": "", "port": port}
+    results: dict[str, Any] = {"ended": ended}
     await finish(probe, results, seen)
     return results
 
@@ -465,6 +527,7 @@ async def run(tool: str) -> dict[str, Any]:
         "udp": await udp(tool),
         "pong": await pong(tool),
         "late": await late(tool),
+        "later": await later(tool),
     }
     try:
         results["silence"] = await silence(tool)

@@ -272,7 +272,7 @@ static void print_ports(char const *names[], int number, int udp)
 
 static void usage(void)
 {
-  fputs("usage: probe [-k] [-t] [-u] [-e] [-a ADDRESS] [-c CERTIFICATES] [-d SECONDS] [-p MS] [-l MS] tcp=PORT [PROTOCOL=PORT]...\n"
+  fputs("usage: probe [-k] [-t] [-u] [-e] [-a ADDRESS] [-c CERTIFICATES] [-d SECONDS] [-m SECONDS] [-p MS] [-l MS] tcp=PORT [PROTOCOL=PORT]...\n"
 	"  -k  keep the handles of registrations\n"
 	"  -t  run the stack in a thread of its own\n"
 	"  -u  listen on UDP, too\n"
@@ -280,6 +280,7 @@ static void usage(void)
 	"  -a  listen on ADDRESS (default: 127.0.0.1)\n"
 	"  -c  directory of agent.pem, cafile.pem and wss.pem\n"
 	"  -d  close a connection whose peer is silent for SECONDS\n"
+	"  -m  close a connection without a message after SECONDS\n"
 	"  -p  send PINGs every MS milliseconds, and wait as long for the PONG\n"
 	"  -l  be busy for MS milliseconds after SIGUSR1\n"
 	"  PROTOCOL is tcp, tls, ws or wss; PORT 0 lets the kernel choose\n", stderr);
@@ -295,10 +296,10 @@ int main(int argc, char *argv[])
   struct probe probe[1] = {{ 0 }};
   struct sigaction action = { .sa_handler = on_signal };
   su_wait_t wait[1] = { SU_WAIT_INIT };
-  unsigned dead_peer = 0, pong = 0;
+  unsigned dead_peer = 0, first = 0, pong = 0;
   int threaded = 0, udp = 0, number = 0, option, i;
 
-  while ((option = getopt(argc, argv, "kteua:c:d:p:l:")) != -1) {
+  while ((option = getopt(argc, argv, "kteua:c:d:m:p:l:")) != -1) {
     switch (option) {
     case 'k': probe->keep = 1; break;
     case 't': threaded = 1; break;
@@ -307,6 +308,7 @@ int main(int argc, char *argv[])
     case 'a': address = optarg; break;
     case 'c': certificates = optarg; break;
     case 'd': dead_peer = (unsigned)strtoul(optarg, NULL, 10); break;
+    case 'm': first = (unsigned)strtoul(optarg, NULL, 10); break;
     case 'l': lateness = (unsigned)strtoul(optarg, NULL, 10); break;
     case 'p': pong = (unsigned)strtoul(optarg, NULL, 10); break;
     default: usage();
@@ -350,6 +352,7 @@ int main(int argc, char *argv[])
 			  NUTAG_APPL_METHOD("REGISTER"),
 			  NUTAG_AUTOANSWER(0),
 			  TPTAG_DEAD_PEER(dead_peer), TPTAG_PONG2PING(1),
+			  TAG_IF(first, TPTAG_FIRST_MESSAGE(first)),
 			  TAG_IF(pong, TPTAG_KEEPALIVE(pong)),
 			  TAG_IF(pong, TPTAG_PINGPONG(pong)),
 			  TAG_END());
