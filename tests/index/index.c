@@ -420,6 +420,13 @@ static int same_conn(const conn_t *a, const conn_t *b)
 	return a->id && a == b;
 }
 
+/* True if a request takes a registration of its own client back */
+static int takes_back(const request_t *request, const reg_t *reg)
+{
+	return request->kind == UNREGISTER &&
+		(request->any || !strcmp(reg->call_id, request->call_id) || !strcmp(reg->contact, request->contact));
+}
+
 /* True if a request would displace a registration that is newer or, if its own connection is `told` as lost, alive */
 static int must_wait(request_t *request, time_t registered, int told)
 {
@@ -432,7 +439,8 @@ static int must_wait(request_t *request, time_t registered, int told)
 			(GET(reg->conn->lost) && !reg->path)) {
 			continue;
 		}
-		if (matches(reg, request, match_of(request)) && (request->number < reg->number || (told && reg->conn->id && !reg->path))) {
+		if (matches(reg, request, match_of(request)) && (request->number < reg->number ||
+			(told && reg->conn->id && !reg->path && !takes_back(request, reg)))) {
 			return 1;
 		}
 		if (reg->conn->id && !reg->path && !strcmp(reg->call_id, request->call_id) && request->cseq.cs_seq < reg->cseq &&
@@ -453,10 +461,16 @@ static int may_wait(const request_t *request, time_t registered)
 		const reg_t *reg = &world.regs[i];
 		int flow = reg->conn->id && !reg->path;
 
+		/* The loss may have been reported already */
+		if (reg->user == request->user && same_conn(reg->conn, request->conn) && !request->path && GET(request->conn->lost) &&
+			request->kind == REGISTER) {
+			return 1;
+		}
 		if (!reg->row || reg->user != request->user || same_conn(reg->conn, request->conn)) {
 			continue;
 		}
-		if (matches(reg, request, match_of(request)) && (request->number < reg->number || (flow && GET(request->conn->lost)))) {
+		if (matches(reg, request, match_of(request)) &&
+			(request->number < reg->number || (flow && GET(request->conn->lost) && !takes_back(request, reg)))) {
 			return 1;
 		}
 		if (flow && !strcmp(reg->call_id, request->call_id) && request->cseq.cs_seq < reg->cseq &&
@@ -506,6 +520,8 @@ static void handle(request_t *request, uint64_t *state)
 	binding.registered = switch_epoch_time_now(NULL);
 	binding.expires = binding.registered + (request->kind == REGISTER ? request->expires : 0);
 	binding.match = match;
+	binding.contact = request->any && request->kind == UNREGISTER ? "*" : request->contact;
+	binding.removed = request->kind == UNREGISTER;
 	binding.path = request->path;
 	binding.unregister = world.unregister_conn && !request->path && request->conn->id;
 	binding.network_ip = "192.0.2.1";
@@ -1297,6 +1313,69 @@ static void older(int udp, int trunk)
 	profile_end();
 }
 
+/* Of a connection whose loss a later REGISTER has had reported, nothing that is still on its way registers anybody */
+static void twice(int lost, int leaves)
+{
+	request_t *requests[4];
+	conn_t *first, *second;
+	long outdated = total_outdated;
+	int i, reports = 1 + (lost && !leaves);
+
+	clock_speed = 1;
+	world_new(9, SOFIA_TP_MATCH_USER, 60);
+	profile_start();
+	first = conn_new(0, 1);
+	second = conn_new(0, 2);
+	request_end(request_begin(0, first, REGISTER, "one", "one", 1));
+	requests[0] = request_begin(0, first, REGISTER, "one", "one", 2);
+	conn_lose(first, 3);
+	requests[1] = request_begin(0, second, REGISTER, "two", "two", 4);
+	requests[2] = leaves ? request_begin(0, second, UNREGISTER, "two", "two", 5) : NULL;
+	if (lost) {
+		conn_lose(second, 6);
+	}
+	request_end(requests[1]);
+	if (requests[2]) {
+		request_end(requests[2]);
+	}
+	request_end(requests[0]);
+	for (i = 0; i < LOOKS && told(MY_EVENT_TP_ERROR_REPORT) < reports; i++) {
+		usleep(5000);
+	}
+	check_quiet();
+	if (total_outdated != outdated + 1 || told(MY_EVENT_TP_ERROR_REPORT) != reports || told(MY_EVENT_REGISTER) != 2) {
+		fault("%ld requests are refused, %d reports and %d registers are told", total_outdated - outdated,
+			  told(MY_EVENT_TP_ERROR_REPORT), told(MY_EVENT_REGISTER));
+	}
+	profile_end();
+}
+
+/* Who takes his registration back over a connection that is lost then means it, another client does not */
+static void leave(sofia_tp_match_t mode, const char *call_id, const char *contact, int any, int counts)
+{
+	request_t *request;
+	conn_t *first, *second;
+	long outdated = total_outdated;
+
+	clock_speed = 1;
+	world_new(10, mode, 60);
+	profile_start();
+	first = conn_new(0, 1);
+	second = conn_new(0, 2);
+	request_end(request_begin(0, first, REGISTER, "one", "one", 1));
+	request = request_begin(0, second, UNREGISTER, call_id, contact, 2);
+	request->any = any;
+	conn_lose(second, 3);
+	request_end(request);
+	conn_lose(first, 4);
+	check_quiet();
+	if (total_outdated != outdated + !counts || told(MY_EVENT_UNREGISTER) != counts || told(MY_EVENT_TP_ERROR_REPORT) != !counts) {
+		fault("%s and %s: %ld requests are refused, %d unregisters and %d reports are told", call_id, contact,
+			  total_outdated - outdated, told(MY_EVENT_UNREGISTER), told(MY_EVENT_TP_ERROR_REPORT));
+	}
+	profile_end();
+}
+
 int main(int argc, char **argv)
 {
 	uint64_t seed;
@@ -1322,6 +1401,16 @@ int main(int argc, char **argv)
 	older(0, 0);
 	older(1, 0);
 	older(0, 1);
+	twice(0, 0);
+	twice(1, 0);
+	twice(1, 1);
+	leave(SOFIA_TP_MATCH_USER, "one", "one", 0, 1);
+	leave(SOFIA_TP_MATCH_USER, "one", "two", 0, 1);
+	leave(SOFIA_TP_MATCH_USER, "two", "one", 0, 1);
+	leave(SOFIA_TP_MATCH_USER, "two", "two", 0, 0);
+	leave(SOFIA_TP_MATCH_CALL_ID, "one", "two", 0, 1);
+	leave(SOFIA_TP_MATCH_CONTACT, "two", "one", 0, 1);
+	leave(SOFIA_TP_MATCH_CONTACT, "two", "", 1, 1);
 	for (i = 0; i < count && !GET(wrong); i++) {
 		scenario(seed + (uint64_t) i, workers);
 	}
