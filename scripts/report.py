@@ -158,6 +158,16 @@ def write(run: Run, directory: Path) -> Path:
     return path
 
 
+def prepare(directory: Path) -> None:
+    """Make the directory of the reports, to find out before the work that it can't be made; raise ToolkitError then."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ToolkitError(
+            f"setting 'verify.report_directory': can't make {directory} ({error.strerror or error}): give another one"
+        ) from None
+
+
 def show(run: Run, console: Console | None = None) -> None:
     """Print the results as a table."""
     table = Table(title="verify", show_lines=True)

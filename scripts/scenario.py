@@ -130,6 +130,7 @@ def verify(settings: Settings) -> None:
     """
     from scripts import image
 
+    report.prepare(settings.report_directory)
     image.build(settings)
     run(settings)
 

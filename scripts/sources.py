@@ -91,6 +91,9 @@ def clone(settings: Settings, console: Console | None = None) -> list[Cloned]:
     """
     console = console or get_console()
     results = []
+    # The modules that the series changes are part of the tree.
+    if not settings.patches.is_dir():
+        raise ToolkitError(f"{short(settings.patches)} is not a directory: correct the setting 'patches.directory'")
     with locked(settings, console, make=True):
         current = {source.name: _is_current(source) for source in settings.sources}
         for source in settings.sources:

@@ -160,3 +160,11 @@ def test_unusable_directory_is_named(tmp_path: Path) -> None:
 def test_report_is_readable_for_others(tmp_path: Path) -> None:
     page = report.write(RUN, tmp_path)
     assert [path.stat().st_mode & 0o777 for path in (page, page.with_suffix(".xml"))] == [0o644, 0o644]
+
+
+def test_directory_that_cannot_be_made_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ToolkitError, match=r"setting 'verify\.report_directory': can't make .*file/report \(Not a dir"):
+        report.prepare(tmp_path / "file/report")
+    report.prepare(tmp_path / "new/report")
+    assert (tmp_path / "new/report").is_dir()

@@ -312,3 +312,13 @@ def test_real_upstreams(real_settings: Settings, tmp_path: Path) -> None:
         assert exported == set(git(source.path, "ls-files").splitlines()) - {
             line[2:] for line in git(source.path, "ls-files", "-t").splitlines() if line.startswith("S ")
         }
+
+
+def test_clone_leaves_the_trees_if_the_series_is_not_there(settings: Settings) -> None:
+    sources.clone(settings, Console(quiet=True))
+    path = settings.sources[0].path
+    before = path.stat().st_ino
+    astray = dataclasses.replace(settings, patches=settings.patches / "nowhere")
+    with pytest.raises(ToolkitError, match=r"nowhere is not a directory: correct the setting 'patches\.directory'"):
+        sources.clone(astray, Console(quiet=True))
+    assert path.stat().st_ino == before
