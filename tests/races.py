@@ -545,7 +545,7 @@ class Race:
 class Leave(Race):
     name = "leave"
     title = "REGISTER Expires 0 and close, without waiting for the answer"
-    profiles = ("main", "multi", "contact")
+    profiles: ClassVar[tuple[str, ...]] = ("main", "multi", "contact")
 
     def play(self, own: Repetition) -> Play:
         wire, call = own.wires[0], own.call()
@@ -586,6 +586,29 @@ class LeaveWithReset(Leave):
 
     def end(self, wire: Wire) -> None:
         wire.reset()
+
+
+class LeaveOverAnother(Leave):
+    """The connection that the client is registered over is alive when it leaves."""
+
+    name = "leave-over-another"
+    title = "registered over A: REGISTER Expires 0 over B, which ends at once; later A closes"
+    # Not "contact": there the Contact of a WebSocket is another one over each connection.
+    profiles = ("main", "multi")
+    wires = 2
+
+    def play(self, own: Repetition) -> Play:
+        first, second = own.wires
+        call, contact = own.call(), own.contact(first)
+        login = yield from own.log_in(first, call)
+        yield from own.register(first, call, login=login, contact=contact)
+        login = yield from own.log_in(second, call)
+        yield own.offset(0.02)
+        second.send(own.request(second, call, expires=0, login=login, contact=contact))
+        yield own.offset()
+        second.close() if own.dice.random() < 0.5 else second.reset()
+        yield Settled(lambda events: any(map(own.is_leave, events)))
+        first.close()
 
 
 class Cross(Race):
@@ -1000,7 +1023,8 @@ class Crowd(Race):
 
 
 RACES: tuple[Race, ...] = (
-    Leave(), LeaveWithReset(), TwoRegisters(), Move(), NewCall(), Lines(), Back(), Storm(), Trunk(), OldTrunk(),
+    Leave(), LeaveWithReset(), LeaveOverAnother(), TwoRegisters(), Move(), NewCall(), Lines(), Back(), Storm(),
+    Trunk(), OldTrunk(),
     ContactExpires(), Crowd(),
 )  # fmt: skip
 
