@@ -34,7 +34,7 @@ NAME = re.compile(r"\d{4}-.+\.patch")
 FAILED_HUNK = re.compile(r"patch failed: (?P<file>.+):(?P<line>\d+)")
 # How git says that a tree is not what a patch was made for; other failures are none of the patch's.
 DOES_NOT_APPLY = re.compile(r"patch failed|does not apply|(does not exist|already exists) in|does not match index")
-CORRUPT_LINE = re.compile(r"corrupt patch at (?:line |\S+:)(?P<line>\d+)$")
+CORRUPT_LINE = re.compile(r"(?:corrupt patch|garbage) at (?:line |\S+:)(?P<line>\d+)$")
 # Any bytes of an upstream file survive a round trip through str.
 BYTES = "surrogateescape"
 ALREADY = "already applied"
@@ -207,8 +207,7 @@ def files(settings: Settings, upstream: str) -> list[Path]:
     Raises ToolkitError on a file or directory that is not named as it should be.
     """
     known = {name for item in settings.sources for name in (item.name, *dict(item.carried))}
-    if not settings.patches.is_dir():
-        raise ToolkitError(f"{short(settings.patches)} is not a directory: correct the setting 'patches.directory'")
+    sources.require_series(settings)
     for directory in settings.patches.iterdir():
         if directory.is_dir() and directory.name not in known:
             raise ToolkitError(f"{short(directory)}: there is no source of that name, use {listing(sorted(known))}")

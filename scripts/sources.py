@@ -92,8 +92,7 @@ def clone(settings: Settings, console: Console | None = None) -> list[Cloned]:
     console = console or get_console()
     results = []
     # The modules that the series changes are part of the tree.
-    if not settings.patches.is_dir():
-        raise ToolkitError(f"{short(settings.patches)} is not a directory: correct the setting 'patches.directory'")
+    require_series(settings)
     with locked(settings, console, make=True):
         current = {source.name: _is_current(source) for source in settings.sources}
         for source in settings.sources:
@@ -150,6 +149,12 @@ def inspect(source: Source, every_ref: bool = False) -> Tree | None:
     if head != pin and not is_ancestor(source.path, pin):
         foreign.append(f"{head[:12]} does not stand on the pin {pin[:12]}")
     return Tree(head, pin, tuple(foreign), config)
+
+
+def require_series(settings: Settings) -> None:
+    """Raise ToolkitError if the directory of the patches is missing."""
+    if not settings.patches.is_dir():
+        raise ToolkitError(f"{short(settings.patches)} is not a directory: correct the setting 'patches.directory'")
 
 
 def require(source: Source) -> Tree:
