@@ -1024,8 +1024,7 @@ class Crowd(Race):
 
 RACES: tuple[Race, ...] = (
     Leave(), LeaveWithReset(), LeaveOverAnother(), TwoRegisters(), Move(), NewCall(), Lines(), Back(), Storm(),
-    Trunk(), OldTrunk(),
-    ContactExpires(), Crowd(),
+    Trunk(), OldTrunk(), ContactExpires(), Crowd(),
 )  # fmt: skip
 
 

@@ -401,18 +401,20 @@ async def pong(tool: str) -> dict[str, Any]:
     return results
 
 
+async def be_late(probe: Probe) -> None:
+    """Have the probe be busy for as long as its option -l says, and begin now."""
+    probe.process.send_signal(signal.SIGUSR1)
+    await asyncio.sleep(0.1)
+
+
 async def late(tool: str) -> dict[str, Any]:
     """Send what a stack waits for, or last words, while it is busy, and comes to its timers first."""
     probe = await Probe.start(tool, "-p", "300", "-l", "800", level=1)
 
-    async def busy(probe: Probe) -> None:
-        probe.process.send_signal(signal.SIGUSR1)
-        await asyncio.sleep(0.1)
-
     async def pong_fin(probe: Probe, protocol: str, wire: Wire) -> None:
         await register(probe, protocol, wire)
         await wire.receive_until(b"\r\n\r\n")
-        await busy(probe)
+        await be_late(probe)
         await wire.raw(b"\r\n")
         # The next PING tells that the connection outlived it.
         await wire.receive_until(b"\r\n\r\n")
@@ -420,7 +422,7 @@ async def late(tool: str) -> dict[str, Any]:
 
     async def words_reset(probe: Probe, protocol: str, wire: Wire) -> None:
         await register(probe, protocol, wire)
-        await busy(probe)
+        await be_late(probe)
         await wire.raw(last_words(wire, protocol))
         await asyncio.sleep(0.05)
         wire.reset()
@@ -465,8 +467,7 @@ async def later(tool: str) -> dict[str, Any]:
             rests[name] = rest[100:]
         opened[name] = wire
     await asyncio.sleep(0.1)
-    probe.process.send_signal(signal.SIGUSR1)
-    await asyncio.sleep(0.1)
+    await be_late(probe)
     # A few are read before the timers nevertheless: those that the kernel tells first.
     for wire in others:
         await wire.raw(b"\r\n\r\n")
