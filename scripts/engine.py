@@ -6,14 +6,17 @@ import io
 import os
 import platform
 import shutil
+import struct
 import subprocess
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import docker
-from docker.errors import DockerException
-from requests.exceptions import RequestException
+from docker.errors import DockerException, create_api_error_from_http_exception
+from docker.models.containers import Container
+from requests.exceptions import HTTPError, RequestException
 
 from scripts.errors import ToolkitError
 
@@ -22,6 +25,8 @@ from scripts.errors import ToolkitError
 # somebody runs from them inherits it, and is not the toolkit's.
 LABEL = "org.freeswitch-tp-error"
 IMAGE_LABEL = {LABEL: "image"}
+# In what the engine multiplexes.
+STDOUT, FRAME_HEADER = 1, 8
 
 
 @contextmanager
@@ -74,6 +79,64 @@ def run(image: str, command: Sequence[str], user: str = "") -> tuple[int, str]:
             return status, container.logs(stdout=True, stderr=False).decode(errors="replace")
         finally:
             container.remove(force=True, v=True)
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What a command in a running container came to: its exit status, and what it wrote, as pairs (1 or 2, bytes)."""
+
+    status: int
+    written: tuple[tuple[int, bytes], ...]
+
+    @property
+    def output(self) -> bytes:
+        """What it wrote to its standard output."""
+        return b"".join(data for number, data in self.written if number == STDOUT)
+
+    @property
+    def errors(self) -> bytes:
+        """What it wrote to its standard error."""
+        return b"".join(data for number, data in self.written if number != STDOUT)
+
+    @property
+    def everything(self) -> bytes:
+        """What it wrote to both; the engine may have changed their order."""
+        return b"".join(data for _, data in self.written)
+
+
+def execute(
+    container: Container, command: Sequence[str], user: str = "", environment: Mapping[str, str] | None = None
+) -> Executed:
+    """Run `command` in the running `container` and wait for its end.
+
+    `user` is another one than the container's, `environment` comes on top of
+    its. Raises DockerException or RequestException if the engine refuses.
+
+    Docker's API, "Start an exec instance". `Container.exec_run()` takes the
+    bare connection after the answer's header, and loses the output that came
+    together with it, which is all of it if this machine is busy.
+    """
+    api = container.client.api
+    identifier = api.exec_create(container.id, list(command), user=user, environment=dict(environment or {}))["Id"]
+    answer = api.post(
+        f"{api.base_url}/v{api.api_version}/exec/{identifier}/start",
+        json={"Detach": False, "Tty": False},
+        timeout=api.timeout,
+    )
+    try:
+        answer.raise_for_status()
+    except HTTPError as error:
+        create_api_error_from_http_exception(error)
+    return Executed(int(api.exec_inspect(identifier)["ExitCode"]), tuple(_frames(answer.content)))
+
+
+def _frames(stream: bytes) -> Iterator[tuple[int, bytes]]:
+    """Take apart what the engine has multiplexed: the stream's number, three zeros, the length, so many bytes."""
+    start = 0
+    while start < len(stream):
+        number, length = struct.unpack_from(">BxxxL", stream, start)
+        start += FRAME_HEADER + length
+        yield number, stream[start - length : start]
 
 
 def compose_command() -> str:

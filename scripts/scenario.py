@@ -435,8 +435,8 @@ class _Bench:
         A rule for NAT that some other network has left behind may have changed
         the one that the client has.
         """
-        _, table = await _docker(self.container.exec_run, ["cat", "/proc/net/tcp"])
-        for line in table.decode().splitlines()[1:]:
+        table = await _docker(engine.execute, self.container, ["cat", "/proc/net/tcp"])
+        for line in table.output.decode().splitlines()[1:]:
             _, near, far, *_ = line.split()
             address, _, number = far.partition(":")
             if int(near.partition(":")[2], 16) == SIP_PORT and str(int(number, 16)) == port:
@@ -579,10 +579,10 @@ class _Sipp:
         """
         await self._check_running()
         script = 'pid=$(cat /tmp/sipp.pid) && date +%s%N && kill -KILL "$pid"'
-        code, output = await _docker(self.container.exec_run, ["sh", "-c", script])
-        if code != 0:
-            raise ToolkitError(f"can't kill SIPp in {self.container.name}: {_line(output)}")
-        killed_ns = int(output.split()[0])
+        kill = await _docker(engine.execute, self.container, ["sh", "-c", script])
+        if kill.status != 0:
+            raise ToolkitError(f"can't kill SIPp in {self.container.name}: {_line(kill.everything)}")
+        killed_ns = int(kill.output)
         code = await self._exit_code(2.0)
         if code != 128 + signal.SIGKILL:
             raise ToolkitError(f"SIPp in {self.container.name} was not killed: exit code {code}")
@@ -599,13 +599,13 @@ class _Sipp:
     async def errors(self) -> str:
         """Keep SIPp's logs; return where, with the first line of its errors."""
         path = await self.keep_logs()
-        _, output = await _docker(self.container.exec_run, ["head", "-n", "5", "/tmp/errors.log"], stderr=False)
-        return f"{_line(output) or 'SIPp noted no error'}; SIPp's log is in {path}"
+        head = await _docker(engine.execute, self.container, ["head", "-n", "5", "/tmp/errors.log"])
+        return f"{_line(head.output) or 'SIPp noted no error'}; SIPp's log is in {path}"
 
     async def keep_logs(self) -> str:
         script = f'cd /tmp; for f in {" ".join(SIPP_LOGS)}; do echo "== $f"; cat "$f" 2>/dev/null; done'
-        _, output = await _docker(self.container.exec_run, ["sh", "-c", script])
-        return _keep(self.bench.lab.logs / _sipp_log(self.bench.variant, self.case.name), output)
+        logs = await _docker(engine.execute, self.container, ["sh", "-c", script])
+        return _keep(self.bench.lab.logs / _sipp_log(self.bench.variant, self.case.name), logs.output)
 
     async def _check_running(self) -> None:
         code = await self._exit_code(0)
@@ -656,8 +656,8 @@ async def _sipp(bench: _Bench, case: Case) -> AsyncIterator[_Sipp]:
     execution = await _docker(lab.client.api.exec_create, container.id, ["sh", "-c", script])
     await _docker(lab.client.api.exec_start, execution["Id"], detach=True)
     if "sipp" not in lab.versions:
-        _, output = await _docker(container.exec_run, ["sipp", "-v"])
-        lab.versions["sipp"] = _line(output)
+        version = await _docker(engine.execute, container, ["sipp", "-v"])
+        lab.versions["sipp"] = _line(version.everything)
     try:
         yield _Sipp(bench, case, container, address, execution["Id"])
     finally:

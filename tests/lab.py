@@ -245,9 +245,9 @@ class FreeSwitch:
 
     def shell(self, script: str) -> str:
         """Return what `script` prints in the container."""
-        code, output = self.container.exec_run(["sh", "-c", script])
-        assert code == 0, f"{script}: {output!r}"
-        return str(output.decode(errors="replace"))
+        done = engine.execute(self.container, ["sh", "-c", script])
+        assert done.status == 0, f"{script}: {done}"
+        return done.everything.decode(errors="replace")
 
     def connections(self) -> list[str]:
         """Return the TCP connections to SIP ports as `near far state` in /proc/net/tcp's hexadecimal notation."""

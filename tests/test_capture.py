@@ -55,7 +55,7 @@ def test_packets_of_the_other_container_are_seen(
     try:
         found.start()
         assert found.problem == ""
-        target.exec_run(["bash", "-c", KNOCK])
+        engine.execute(target, ["bash", "-c", KNOCK])
         pcap, problem = found.read()
         assert problem == ""
         packets = list(ladder.dissect(Capture("tcp", "127.0.0.1", pcap=pcap)))

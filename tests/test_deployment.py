@@ -74,14 +74,14 @@ class Node:
 
     def shell(self, script: str) -> tuple[int, str]:
         """Return the exit status of `script` in the container and what it printed."""
-        code, output = self.container.exec_run(["sh", "-c", script])
-        return code, output.decode(errors="replace").strip()
+        done = engine.execute(self.container, ["sh", "-c", script])
+        return done.status, done.everything.decode(errors="replace").strip()
 
     def cli(self, command: str) -> str:
         """Return what FreeSWITCH answers to `command`."""
-        code, output = self.container.exec_run(["fs_cli", "-x", command])
-        assert code == 0, output
-        return str(output.decode(errors="replace").strip())
+        done = engine.execute(self.container, ["fs_cli", "-x", command])
+        assert done.status == 0, done
+        return done.everything.decode(errors="replace").strip()
 
     def configured(self, name: str) -> dict[str, str]:
         """Return the parameters in the configuration file `name`, as FreeSWITCH has read it."""

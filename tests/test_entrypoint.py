@@ -28,11 +28,8 @@ class Checker:
 
     def check(self, environment: Mapping[str, str]) -> tuple[int, str, str]:
         """Return the exit status of the check, its standard output and its standard error."""
-        # Together, Docker gives the two streams in any order.
-        code, (output, errors) = self.container.exec_run(
-            ["freeswitch-entrypoint.sh", "check"], environment=dict(environment), demux=True
-        )
-        return code, (output or b"").decode(), (errors or b"").decode()
+        done = engine.execute(self.container, ["freeswitch-entrypoint.sh", "check"], environment=environment)
+        return done.status, done.output.decode(), done.errors.decode()
 
     def refusal(self, environment: Mapping[str, str]) -> str:
         """Return the one line with which `environment` is refused, without its prefix."""
@@ -248,7 +245,7 @@ def test_clients_of_wss_without_a_certificate_are_told(checker: Checker) -> None
 
 def test_directory_that_the_user_cannot_read(checker: Checker) -> None:
     for mode, code in ((700, CONFIGURATION_ERROR), (755, 0)):
-        checker.container.exec_run(["chmod", str(mode), USERS], user="root")
+        assert engine.execute(checker.container, ["chmod", str(mode), USERS], "root").status == 0
         assert checker.check({})[0] == code
 
 
@@ -335,7 +332,7 @@ def test_files_that_freeswitch_takes_as_they_are(checker: Checker, text: str) ->
 
 def test_file_that_the_user_cannot_read(checker: Checker) -> None:
     with _files(checker, {"a.xml": ALICE}):
-        checker.container.exec_run(["chmod", "600", f"{USERS}/a.xml"], user="root")
+        assert engine.execute(checker.container, ["chmod", "600", f"{USERS}/a.xml"], "root").status == 0
         line = checker.refusal({})
         assert line == f"{USERS}/a.xml is not readable for user 5060: mend its owner or mode"
 
@@ -347,4 +344,4 @@ def _files(checker: Checker, files: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        checker.container.exec_run(["sh", "-c", f"rm -f {USERS}/*"], user="root")
+        engine.execute(checker.container, ["sh", "-c", f"rm -f {USERS}/*"], "root")
