@@ -34,6 +34,7 @@ from docker.types import IPAMConfig, IPAMPool
 from pytest_docker.plugin import get_docker_services
 
 from scripts import engine, template
+from scripts.bench.box import TICK
 from scripts.clean import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import EXPIRE, REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable
@@ -273,6 +274,12 @@ class FreeSwitch:
     def memory_kb(self) -> int:
         """Return the resident memory of FreeSWITCH."""
         return int(self.shell("awk '/^VmRSS/ {print $2}' /proc/$(pidof freeswitch)/status"))
+
+    def cpu(self) -> float:
+        """Return the CPU time that FreeSWITCH has used, in seconds."""
+        # utime and stime of proc(5), counted from behind the name
+        fields = self.shell("cat /proc/$(pidof freeswitch)/stat").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICK
 
     def heap(self) -> tuple[int, int]:
         """Return the allocated bytes of FreeSWITCH, and of these SQLite's, in a lab with `heap`."""
