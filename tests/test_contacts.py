@@ -242,6 +242,23 @@ def test_star_removes_all(lab: Lab, profile: str, transport: str) -> None:
 
 
 @pytest.mark.parametrize("profile", MODES)
+def test_star_removes_what_others_have_registered(lab: Lab, profile: str, transport: str) -> None:
+    """Also those that count further, and have registered a moment ago."""
+    phone, other = Phone(lab, profile, transport), Phone(lab, profile, transport)
+    other.user = phone.user
+    call_id = uuid.uuid4().hex
+    first, second = (phone.client.request(phone.user, DOMAIN, 0, call_id, "*") for _ in range(2))
+    assert other.register([other.uri(1)]).status == 200
+    phone.client.send(first)
+    reply = phone.client.receive()
+    assert reply.status == 401
+    authorization = digest(reply.header("www-authenticate"), phone.user, lab.password, "REGISTER", f"sip:{DOMAIN}")
+    phone.client.send(second.replace(b"Expires:", f"Authorization: {authorization}\r\nExpires:".encode()))
+    assert answered(phone.client.receive()) == {}
+    assert phone.rows() == []
+
+
+@pytest.mark.parametrize("profile", MODES)
 def test_star_with_anything_else_is_a_bad_request(lab: Lab, profile: str, transport: str) -> None:
     phone = Phone(lab, profile, transport)
     uri = phone.uri(1)

@@ -1373,6 +1373,46 @@ static void leave(sofia_tp_match_t mode, const char *call_id, const char *contac
 	profile_end();
 }
 
+/* What the registrar asks of each row of a user that a "*" is to remove: is it to be kept? */
+static int kept(const request_t *request, const char *call_id, const char *contact)
+{
+	sofia_tp_binding_t row = { call_id, names[0], "example.org", contact };
+
+	row.match = SOFIA_TP_MATCH_ROW;
+	row.removed = SWITCH_TRUE;
+	row.registered = switch_epoch_time_now(NULL);
+	return sofia_tp_error_outdated(&world.profile, &request->de, &row);
+}
+
+/* A "*" removes what other clients have bound, too, whatever their CSeq, and over a lost connection, reported or not */
+static void star(sofia_tp_match_t mode, int lost, uint32_t wait, unsigned theirs, unsigned own)
+{
+	request_t *request;
+	conn_t *first, *second;
+
+	clock_speed = 1;
+	world_new(11, mode, 60);
+	world.profile.tp_error_wait = wait;
+	profile_start();
+	first = conn_new(0, 1);
+	second = conn_new(0, 2);
+	request = request_begin(0, second, REGISTER, "two", "two", 1);
+	request->cseq.cs_seq = theirs;
+	request_end(request);
+	request = request_begin(0, first, UNREGISTER, "one", "*", 2);
+	request->cseq.cs_seq = own;
+	request->any = 1;
+	if (lost) {
+		conn_lose(first, 3);
+		usleep(50000);
+	}
+	if (kept(request, "two", "two")) {
+		fault("a row is kept: CSeq %u and %u, lost %d, wait %u", theirs, own, lost, wait);
+	}
+	request_end(request);
+	profile_end();
+}
+
 int main(int argc, char **argv)
 {
 	uint64_t seed;
@@ -1408,6 +1448,11 @@ int main(int argc, char **argv)
 	leave(SOFIA_TP_MATCH_CALL_ID, "one", "two", 0, 1);
 	leave(SOFIA_TP_MATCH_CONTACT, "two", "one", 0, 1);
 	leave(SOFIA_TP_MATCH_CONTACT, "two", "", 1, 1);
+	for (i = 0; i < 8; i++) {
+		star(i % 2 ? SOFIA_TP_MATCH_CALL_ID : SOFIA_TP_MATCH_CONTACT, i & 2, i & 4 ? 60 : 0, 50, 2);
+	}
+	star(SOFIA_TP_MATCH_USER, 0, 60, 50, 2);
+	star(SOFIA_TP_MATCH_USER, 0, 60, 2, 50);
 	for (i = 0; i < count && !GET(wrong); i++) {
 		scenario(seed + (uint64_t) i, workers);
 	}
