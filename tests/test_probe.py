@@ -59,6 +59,8 @@ EXPECTED = {
     "late rest": PEER,
     "late first": PEER,
     "late hello": PEER,
+    "records": PEER,
+    "late answer": PEER,
     "drip": ("timeout", 110),
     "last words reset": RESET,
 }
@@ -66,7 +68,10 @@ EXPECTED = {
 EXPECTED |= {f"{protocol} {ending}": PEER for protocol in ("ws", "wss") for ending in ("garbage", "oversize")}
 REGISTERED = {"several": 5, "nothing": 0, "nothing reset": 0, "hello fin": 0, "hello reset": 0, "plain": 0}
 REGISTERED |= {"upgrade fin": 0, "upgrade reset": 0, "ping reset": 2, "burst reset": 2}
-REGISTERED |= {"pings reset": 2, "crlfs reset": 2, "last words reset": 2, "late rest": 2, "drip": 0}
+EXPECTED |= {f"backlog {number}": PEER for number in range(24)}
+EXPECTED |= {f"unanswered {number}": RESET for number in range(5)}
+REGISTERED |= {f"backlog {number}": 2 for number in range(24)}
+REGISTERED |= {"records": 2, "pings reset": 2, "crlfs reset": 2, "last words reset": 2, "late rest": 2, "drip": 0}
 
 
 def docker(*arguments: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
@@ -205,10 +210,26 @@ def test_a_missing_pong_is_a_timeout(matrix: dict[str, dict[str, Any]]) -> None:
 def test_what_came_before_a_timer_counts_before_it(matrix: dict[str, dict[str, Any]]) -> None:
     assert len(matrix["late"]["cases"]) == 2
     assert faults(matrix["late"]) == []
-    assert len(matrix["later"]["cases"]) == 6 + 8
+    assert len(matrix["later"]["cases"]) == 6 + 2 + 8
     assert faults(matrix["later"]) == []
     # Who sends without a break has no more time than others.
     assert matrix["later"]["ended"] == ["tcp drip"]
+    assert len(matrix["backlog"]["cases"]) == 24
+    assert faults(matrix["backlog"]) == []
+    assert matrix["backlog"]["ended"] == []
+
+
+def test_an_answer_that_could_not_be_sent_is_done_with(matrix: dict[str, dict[str, Any]]) -> None:
+    """Else request and transport stay, if nothing else sets the timer."""
+    assert matrix["unanswered"]["done"] == len(matrix["unanswered"]["cases"]) == 5
+    assert faults(matrix["unanswered"]) == []
+
+
+def test_records_of_one_byte_hold_up_nobody(matrix: dict[str, dict[str, Any]]) -> None:
+    results = matrix["records"]
+    assert faults(results) == []
+    identifiers = [results["cases"][f"{protocol} records"]["ends"][0]["id"] for protocol in ("tcp", "wss")]
+    assert results["registers"] == identifiers
 
 
 def test_silence_is_a_timeout(matrix: dict[str, dict[str, Any]]) -> None:

@@ -24,6 +24,7 @@ from tests.probe.drive import ADDRESS, END, PROTOCOLS, REPORT, Probe, Wire, fram
 
 FAR, NEAR = "10.255.255.1", "10.255.255.2"
 LIMIT = 10.0
+ANSWERING = ("tls late answer", "ws late answer")
 numbers = iter(range(1, 1 << 20))
 
 Step = Callable[[Probe, str, Wire], Awaitable[None]]
@@ -439,7 +440,8 @@ async def late(tool: str) -> dict[str, Any]:
 async def later(tool: str) -> dict[str, Any]:
     """Send the rest of a frame or of a handshake, or a first message, to a stack that is busy for longer than it waits.
 
-    The case "drip" never ends its message, and sends without a break.
+    The case "drip" never ends its message, and sends without a break. Who begins
+    a handshake, "late answer", can go on only when the stack has answered.
     """
     probe = await Probe.start(tool, "-m", "9", "-l", "11000", level=1)
     others = [await Wire.open_as("tcp", probe.ports["tcp"], source(next(numbers))) for _ in range(8)]
@@ -466,8 +468,21 @@ async def later(tool: str) -> dict[str, Any]:
             await wire.raw(rest[:100])
             rests[name] = rest[100:]
         opened[name] = wire
+
+    async def answer(protocol: str, wire: Wire) -> None:
+        # So that the answer comes within the time that the client waits for it.
+        await asyncio.sleep(3)
+        if protocol == "tls":
+            await wire.handshake()
+        else:
+            await wire.send(upgrade())
+            await wire.receive_until(b"\r\n\r\n")
+        await register(probe, protocol, wire)
+
+    answering = {name: await Wire.open(probe.ports[name[:3].strip()], source(next(numbers))) for name in ANSWERING}
     await asyncio.sleep(0.1)
     await be_late(probe)
+    answers = [asyncio.create_task(answer(name[:3].strip(), wire)) for name, wire in answering.items()]
     # A few are read before the timers nevertheless: those that the kernel tells first.
     for wire in others:
         await wire.raw(b"\r\n\r\n")
@@ -481,7 +496,9 @@ async def later(tool: str) -> dict[str, Any]:
             await asyncio.sleep(0.0005)
             if drip.peer in probe.ends:
                 break
-    await probe.ended(drip, LIMIT)
+    await probe.ended(drip, 2 * LIMIT)
+    await asyncio.gather(*answers, return_exceptions=True)
+    opened |= answering
     ended = [name for name, wire in opened.items() if wire.peer in probe.ends]
     opened |= {f"tcp other {number}": wire for number, wire in enumerate(others)}
     seen = {}
@@ -492,6 +509,78 @@ async def later(tool: str) -> dict[str, Any]:
         seen[name] = {"wire": wire, "closed": time.time(), "error": "", "port": port}
     results: dict[str, Any] = {"ended": ended}
     await finish(probe, results, seen)
+    return results
+
+
+async def backlog(tool: str) -> dict[str, Any]:
+    """Let a stack that is late need longer for what is there than it waits for one connection."""
+    probe = await Probe.start(tool, "-p", "4000", "-l", "5000", "-b", "100", level=1)
+    opened = {}
+    for number in range(24):
+        wire = await Wire.open_as("tcp", probe.ports["tcp"], source(next(numbers)))
+        await register(probe, "tcp", wire)
+        opened[f"tcp backlog {number}"] = wire
+    for wire in opened.values():
+        await wire.receive_until(b"\r\n\r\n")
+    await be_late(probe)
+    for wire in opened.values():
+        await wire.raw(b"\r\n" + last_words(wire, "tcp"))
+    for wire in opened.values():
+        with contextlib.suppress(ConnectionError):
+            await wire.receive_until(b"200 OK")
+    ended = [name for name, wire in opened.items() if wire.peer in probe.ends]
+    seen = {}
+    for name, wire in opened.items():
+        wire.fin()
+        await probe.ended(wire, 3)
+        seen[name] = {"wire": wire, "closed": time.time(), "error": "", "port": probe.ports["tcp"]}
+    results: dict[str, Any] = {"ended": ended}
+    await finish(probe, results, seen)
+    return results
+
+
+async def records(tool: str) -> dict[str, Any]:
+    """Send a long message in TLS records of one byte, and over another connection a request; tell whose came first."""
+    probe = await Probe.start(tool)
+    opened = {}
+    for protocol in ("wss", "tcp"):
+        opened[protocol] = await Wire.open_as(protocol, probe.ports[protocol], source(next(numbers)))
+        await register(probe, protocol, opened[protocol])
+    before = len(probe.events)
+    wire = opened["wss"]
+    message = sip("REGISTER", f"m{wire.host}", "wss", wire.host, cseq=2)
+    message = message.replace(b"Content-Length:", b"X-Padding: " + b"x" * 3000 + b"\r\nContent-Length:")
+    parts = [wire.seal(bytes([byte])) for byte in frame(message)]
+    with busy(probe):
+        await wire.raw(b"".join(parts))
+        await opened["tcp"].raw(last_words(opened["tcp"], "tcp"))
+    seen = {}
+    for protocol, wire in opened.items():
+        await wire.receive_until(b"200 OK")
+        wire.fin()
+        await probe.ended(wire, 5)
+        seen[f"{protocol} records"] = {"wire": wire, "closed": time.time(), "error": "", "port": probe.ports[protocol]}
+    results: dict[str, Any] = {
+        "registers": [event.data["id"] for event in probe.events[before:] if event.data["event"] == "nua_i_register"]
+    }
+    await finish(probe, results, seen)
+    return results
+
+
+async def unanswered(tool: str) -> dict[str, Any]:
+    """Have clients go before they are answered; count the answers with which the stack is done."""
+    probe = await Probe.start(tool, "-t", "-b", "100", level=5)
+
+    async def hurry(probe: Probe, protocol: str, wire: Wire) -> None:
+        await wire.raw(last_words(wire, protocol, 1))
+        await asyncio.sleep(0.02)
+        wire.reset()
+        await probe.ended(wire, 5)
+
+    seen = {f"ws unanswered {number}": await observe(probe, "ws", True, hurry) for number in range(5)}
+    results: dict[str, Any] = {}
+    await finish(probe, results, seen)
+    results["done"] = probe.log.read_text(errors="replace").count("sending final response failed")
     return results
 
 
@@ -529,6 +618,9 @@ async def run(tool: str) -> dict[str, Any]:
         "pong": await pong(tool),
         "late": await late(tool),
         "later": await later(tool),
+        "backlog": await backlog(tool),
+        "unanswered": await unanswered(tool),
+        "records": await records(tool),
     }
     try:
         results["silence"] = await silence(tool)

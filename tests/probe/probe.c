@@ -46,7 +46,7 @@ struct probe {
 
 static volatile sig_atomic_t stop, late;
 static int torn;
-static unsigned lateness;
+static unsigned lateness, slowness;
 
 /* The kernel puts events together one after the other: with an error that comes
    meanwhile, the input or the hangup that goes with it can be missing */
@@ -185,6 +185,8 @@ static void forget(struct probe *probe, struct handle *handle)
 
 static void answer_register(struct probe *probe, nua_handle_t *nh, struct handle *handle, sip_t const *sip)
 {
+  usleep(slowness * 1000);
+
   nua_respond(nh, SIP_200_OK, NUTAG_WITH_THIS(probe->nua), SIPTAG_CONTACT(sip->sip_contact), TAG_END());
 
   if (!probe->keep) {
@@ -283,6 +285,7 @@ static void usage(void)
 	"  -m  close a connection without a message after SECONDS\n"
 	"  -p  send PINGs every MS milliseconds, and wait as long for the PONG\n"
 	"  -l  be busy for MS milliseconds after SIGUSR1\n"
+	"  -b  be busy for MS milliseconds with each REGISTER\n"
 	"  PROTOCOL is tcp, tls, ws or wss; PORT 0 lets the kernel choose\n", stderr);
   exit(2);
 }
@@ -299,7 +302,7 @@ int main(int argc, char *argv[])
   unsigned dead_peer = 0, first = 0, pong = 0;
   int threaded = 0, udp = 0, number = 0, option, i;
 
-  while ((option = getopt(argc, argv, "kteua:c:d:m:p:l:")) != -1) {
+  while ((option = getopt(argc, argv, "kteua:c:d:m:p:l:b:")) != -1) {
     switch (option) {
     case 'k': probe->keep = 1; break;
     case 't': threaded = 1; break;
@@ -310,6 +313,7 @@ int main(int argc, char *argv[])
     case 'd': dead_peer = (unsigned)strtoul(optarg, NULL, 10); break;
     case 'm': first = (unsigned)strtoul(optarg, NULL, 10); break;
     case 'l': lateness = (unsigned)strtoul(optarg, NULL, 10); break;
+    case 'b': slowness = (unsigned)strtoul(optarg, NULL, 10); break;
     case 'p': pong = (unsigned)strtoul(optarg, NULL, 10); break;
     default: usage();
     }
