@@ -232,6 +232,14 @@ def test_records_of_one_byte_hold_up_nobody(matrix: dict[str, dict[str, Any]]) -
     assert results["registers"] == identifiers
 
 
+def test_requests_without_end_hold_up_nobody(matrix: dict[str, dict[str, Any]]) -> None:
+    """Even if each of them leaves something that a timer looks at."""
+    results = matrix["flood"]
+    assert (results["status"], results["complaints"], results["ended"]) == (0, [], [])
+    assert results["read"] > 2000
+    assert results["longest"] < 500
+
+
 def test_silence_is_a_timeout(matrix: dict[str, dict[str, Any]]) -> None:
     results = matrix["silence"]
     if "skipped" in results:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import resource
 import signal
@@ -567,6 +568,39 @@ async def records(tool: str) -> dict[str, Any]:
     return results
 
 
+async def flood(tool: str) -> dict[str, Any]:
+    """Have a client send requests without a break in small records; tell how many were read before one of another."""
+    probe = await Probe.start(tool, "-t", "-k")
+    wires = [await Wire.open_as(name, probe.ports[name], source(next(numbers))) for name in ("wss", "tcp")]
+    flooding, other = wires
+    await register(probe, "wss", flooding)
+    requests = b"".join(
+        frame(sip("REGISTER", f"f{number}", "wss", flooding.host, cseq=number)) for number in range(1, 3001)
+    )
+    data = b"".join(flooding.seal(requests[start : start + 1]) for start in range(len(requests)))
+
+    async def receive() -> None:
+        while await asyncio.get_running_loop().sock_recv(flooding.sock, 65536):
+            pass
+
+    receiving = asyncio.create_task(receive())
+    sending = asyncio.create_task(flooding.raw(data))
+    before = len(probe.events)
+    while not sending.done():
+        await register(probe, "tcp", other)
+    receiving.cancel()
+    ended = [wire.peer for wire in wires if wire.peer in probe.ends]
+    flooding.reset()
+    other.fin()
+    for wire in wires:
+        await probe.ended(wire, LIMIT)
+    read = [event.data["id"] for event in probe.events[before:] if event.data["event"] == "nua_i_register"]
+    runs = [len(list(run)) for _, run in itertools.groupby(read)]
+    results: dict[str, Any] = {"read": len(read), "longest": max(runs), "ended": ended}
+    await finish(probe, results, {})
+    return results
+
+
 async def unanswered(tool: str) -> dict[str, Any]:
     """Have clients go before they are answered; count the answers with which the stack is done."""
     probe = await Probe.start(tool, "-t", "-b", "100", level=5)
@@ -621,6 +655,7 @@ async def run(tool: str) -> dict[str, Any]:
         "backlog": await backlog(tool),
         "unanswered": await unanswered(tool),
         "records": await records(tool),
+        "flood": await flood(tool),
     }
     try:
         results["silence"] = await silence(tool)
