@@ -29,6 +29,8 @@ SBIN = "/usr/local/sbin:/usr/sbin"
 SHARED_MEMORY = 512
 # Seconds that it has to end.
 GRACE = 5.0
+# What processes that were killed may take to be gone on a busy machine, seconds.
+DEATH = 10.0
 
 
 @dataclass
@@ -175,3 +177,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        # Its children are nobody's now: they are dead a moment later.
+        deadline = time.monotonic() + DEATH
+        while members(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
