@@ -34,7 +34,7 @@ from docker.types import IPAMConfig, IPAMPool
 from pytest_docker.plugin import get_docker_services
 
 from scripts import engine, template
-from scripts.bench.box import TICK
+from scripts.bench.box import cpu_seconds
 from scripts.clean import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import EXPIRE, REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable
@@ -277,9 +277,7 @@ class FreeSwitch:
 
     def cpu(self) -> float:
         """Return the CPU time that FreeSWITCH has used, in seconds."""
-        # utime and stime of proc(5), counted from behind the name
-        fields = self.shell("cat /proc/$(pidof freeswitch)/stat").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICK
+        return cpu_seconds(self.shell("cat /proc/$(pidof freeswitch)/stat"))
 
     def heap(self) -> tuple[int, int]:
         """Return the allocated bytes of FreeSWITCH, and of these SQLite's, in a lab with `heap`."""

@@ -34,6 +34,13 @@ TICK = os.sysconf("SC_CLK_TCK")
 UNREGISTER = "sofia::unregister"
 
 
+def cpu_seconds(stat: str) -> float:
+    """Return the CPU seconds, user's and system's, that `stat`, a process's of proc(5), tells."""
+    # Counted from behind the name, which can have anything in it.
+    fields = stat.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a container runs: the stage of the image and the parameters of its SIP profile.
@@ -100,8 +107,7 @@ class Box:
 
     def cpu(self) -> float:
         """Return the CPU seconds that the process has used, to one tick of the kernel."""
-        fields = self._proc("stat").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICK
+        return cpu_seconds(self._proc("stat"))
 
     def cpu_of_threads(self) -> float:
         """Return the CPU seconds that its living threads have used, to the nanosecond."""
