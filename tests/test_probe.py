@@ -212,7 +212,7 @@ def test_what_came_before_a_timer_counts_before_it(matrix: dict[str, dict[str, A
     assert faults(matrix["late"]) == []
     assert len(matrix["later"]["cases"]) == 6 + 2 + 8
     assert faults(matrix["later"]) == []
-    # Who sends without a break has no more time than others.
+    # Who sends without a break has as much time again, once.
     assert matrix["later"]["ended"] == ["tcp drip"]
     assert len(matrix["backlog"]["cases"]) == 24
     assert faults(matrix["backlog"]) == []
