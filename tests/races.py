@@ -498,7 +498,8 @@ class Repetition:
             if self.is_report(event):
                 return not self.is_offline(event)
             if self.is_leave(event):
-                return False
+                # Stock's does not tell of others.
+                return event.get(LEFT, "0") != "0"
         return False
 
 
@@ -747,6 +748,37 @@ class NewCall(Cross):
         yield own.offset()
         first.close()
         yield from self.end(own)
+
+
+class LeaveAndReturn(Cross):
+    name = "leave-and-return"
+    title = "REGISTER Expires 0 and close, then REGISTER over B with another Call-ID; later B closes"
+    profiles = ("main", "multi", "contact")
+
+    def play(self, own: Repetition) -> Play:
+        first, second = own.wires
+        call, other = own.call(), own.call()
+        login = yield from own.log_in(first, call)
+        yield from own.register(first, call, login=login)
+        login_over_second = yield from own.log_in(second, other)
+        yield own.offset(0.02)
+        # Two connections are read in any order: that the client has left before it returns must be beyond doubt.
+        first.send(own.request(first, call, expires=0, login=login), own.probe(first))
+        yield Read(first)
+        first.reset() if own.dice.random() < 0.5 else first.close()
+        yield own.offset()
+        second.send(own.request(second, other, login=login_over_second))
+        answer = yield Reply(second)
+        if not answer or answer.status != 200:
+            raise Unanswered(f"over B: {answer and answer.status}")
+        yield from self.end(own)
+
+    def judge(self, own: Repetition, events: Sequence[Headers], rows: Sequence[Headers]) -> list[str]:
+        own.facts["read"] = False
+        wrong = super().judge(own, events, rows)
+        if any(map(own.is_report, events[: own.marks[0]])):
+            wrong.append("reported as lost")
+        return wrong
 
 
 class Lines(Race):
@@ -1023,7 +1055,7 @@ class Crowd(Race):
 
 
 RACES: tuple[Race, ...] = (
-    Leave(), LeaveWithReset(), LeaveOverAnother(), TwoRegisters(), Move(), NewCall(), Lines(), Back(), Storm(),
+    Leave(), LeaveWithReset(), LeaveOverAnother(), TwoRegisters(), Move(), NewCall(), LeaveAndReturn(), Lines(), Back(), Storm(),
     Trunk(), OldTrunk(), ContactExpires(), Crowd(),
 )  # fmt: skip
 
