@@ -25,6 +25,8 @@ from tests.probe.drive import ADDRESS, END, PROTOCOLS, REPORT, Probe, Wire, fram
 
 FAR, NEAR = "10.255.255.1", "10.255.255.2"
 LIMIT = 10.0
+# How many seconds a connection has for its first message in the case of that name.
+DRIP = 4
 ANSWERING = ("tls late answer", "ws late answer")
 numbers = iter(range(1, 1 << 20))
 
@@ -513,6 +515,32 @@ async def later(tool: str) -> dict[str, Any]:
     return results
 
 
+async def drip(tool: str) -> dict[str, Any]:
+    """Send to a stack that is not late, without a break, a first message that never ends; tell how long each is let."""
+    probe = await Probe.start(tool, "-m", str(DRIP), level=1)
+    seen, held = {}, {}
+
+    async def send(number: int) -> None:
+        await asyncio.sleep(number * 0.3)
+        begun = time.monotonic()
+        wire = await Wire.open_as("tcp", probe.ports["tcp"], source(next(numbers)))
+        with contextlib.suppress(OSError):
+            message = sip("MESSAGE", f"d{wire.host}", "tcp", wire.host).replace(b"Length: 0", b"Length: 9999")
+            for byte in message + b"x" * 9000:
+                await wire.raw(bytes([byte]))
+                await asyncio.sleep(0.005)
+                if wire.peer in probe.ends:
+                    break
+        await probe.ended(wire, LIMIT)
+        held[f"tcp drip {number}"] = time.monotonic() - begun
+        seen[f"tcp drip {number}"] = {"wire": wire, "closed": time.time(), "error": "", "port": probe.ports["tcp"]}
+
+    await asyncio.gather(*map(send, range(8)))
+    results: dict[str, Any] = {"limit": DRIP, "held": held}
+    await finish(probe, results, seen)
+    return results
+
+
 async def backlog(tool: str) -> dict[str, Any]:
     """Let a stack that is late need longer for what is there than it waits for one connection."""
     probe = await Probe.start(tool, "-p", "4000", "-l", "5000", "-b", "100", level=1)
@@ -652,6 +680,7 @@ async def run(tool: str) -> dict[str, Any]:
         "pong": await pong(tool),
         "late": await late(tool),
         "later": await later(tool),
+        "drip": await drip(tool),
         "backlog": await backlog(tool),
         "unanswered": await unanswered(tool),
         "records": await records(tool),
