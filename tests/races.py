@@ -1055,8 +1055,8 @@ class Crowd(Race):
 
 
 RACES: tuple[Race, ...] = (
-    Leave(), LeaveWithReset(), LeaveOverAnother(), TwoRegisters(), Move(), NewCall(), LeaveAndReturn(), Lines(), Back(), Storm(),
-    Trunk(), OldTrunk(), ContactExpires(), Crowd(),
+    Leave(), LeaveWithReset(), LeaveOverAnother(), TwoRegisters(), Move(), NewCall(), LeaveAndReturn(), Lines(), Back(),
+    Storm(), Trunk(), OldTrunk(), ContactExpires(), Crowd(),
 )  # fmt: skip
 
 

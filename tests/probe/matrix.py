@@ -341,6 +341,21 @@ async def finish(
     results["complaints"] = probe.complaints()[:100]
 
 
+def closed(probe: Probe, protocol: str, wire: Wire) -> dict[str, Any]:
+    """Return a case that has just been ended, for `finish`."""
+    return {"wire": wire, "closed": time.time(), "error": "", "port": probe.ports[protocol]}
+
+
+async def close_all(probe: Probe, results: dict[str, Any], opened: dict[str, Wire]) -> None:
+    """Close connections, one after the other, by name of their case, and `finish`."""
+    seen = {}
+    for name, wire in opened.items():
+        wire.fin()
+        await probe.ended(wire, 5)
+        seen[name] = closed(probe, name.partition(" ")[0], wire)
+    await finish(probe, results, seen)
+
+
 async def every(tool: str, level: int, *arguments: str, only: tuple[str, ...] = ()) -> dict[str, Any]:
     """Run all cases, one after the other: what comes late belongs to its own case."""
     probe = await Probe.start(tool, *arguments, level=level)
@@ -367,8 +382,7 @@ async def starved(tool: str) -> dict[str, Any]:
     await asyncio.sleep(0.5)
     for wire in wires:
         wire.fin()
-    seen = {f"tcp starved {n}": {"wire": wire, "closed": time.time(), "error": "", "port": probe.ports["tcp"]}
-            for n, wire in enumerate(wires)}  # fmt: skip
+    seen = {f"tcp starved {number}": closed(probe, "tcp", wire) for number, wire in enumerate(wires)}
     results: dict[str, Any] = {"early": early, "failed": failed}
     await finish(probe, results, seen)
     return results
@@ -504,14 +518,8 @@ async def later(tool: str) -> dict[str, Any]:
     opened |= answering
     ended = [name for name, wire in opened.items() if wire.peer in probe.ends]
     opened |= {f"tcp other {number}": wire for number, wire in enumerate(others)}
-    seen = {}
-    for name, wire in opened.items():
-        wire.fin()
-        await probe.ended(wire, 3)
-        port = probe.ports[name.partition(" ")[0]]
-        seen[name] = {"wire": wire, "closed": time.time(), "error": "", "port": port}
     results: dict[str, Any] = {"ended": ended}
-    await finish(probe, results, seen)
+    await close_all(probe, results, opened)
     return results
 
 
@@ -533,7 +541,7 @@ async def drip(tool: str) -> dict[str, Any]:
                     break
         await probe.ended(wire, LIMIT)
         held[f"tcp drip {number}"] = time.monotonic() - begun
-        seen[f"tcp drip {number}"] = {"wire": wire, "closed": time.time(), "error": "", "port": probe.ports["tcp"]}
+        seen[f"tcp drip {number}"] = closed(probe, "tcp", wire)
 
     await asyncio.gather(*map(send, range(8)))
     results: dict[str, Any] = {"limit": DRIP, "held": held}
@@ -558,13 +566,8 @@ async def backlog(tool: str) -> dict[str, Any]:
         with contextlib.suppress(ConnectionError):
             await wire.receive_until(b"200 OK")
     ended = [name for name, wire in opened.items() if wire.peer in probe.ends]
-    seen = {}
-    for name, wire in opened.items():
-        wire.fin()
-        await probe.ended(wire, 3)
-        seen[name] = {"wire": wire, "closed": time.time(), "error": "", "port": probe.ports["tcp"]}
     results: dict[str, Any] = {"ended": ended}
-    await finish(probe, results, seen)
+    await close_all(probe, results, opened)
     return results
 
 
@@ -583,16 +586,12 @@ async def records(tool: str) -> dict[str, Any]:
     with busy(probe):
         await wire.raw(b"".join(parts))
         await opened["tcp"].raw(last_words(opened["tcp"], "tcp"))
-    seen = {}
-    for protocol, wire in opened.items():
+    for wire in opened.values():
         await wire.receive_until(b"200 OK")
-        wire.fin()
-        await probe.ended(wire, 5)
-        seen[f"{protocol} records"] = {"wire": wire, "closed": time.time(), "error": "", "port": probe.ports[protocol]}
     results: dict[str, Any] = {
         "registers": [event.data["id"] for event in probe.events[before:] if event.data["event"] == "nua_i_register"]
     }
-    await finish(probe, results, seen)
+    await close_all(probe, results, {f"{protocol} records": wire for protocol, wire in opened.items()})
     return results
 
 
