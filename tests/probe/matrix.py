@@ -529,21 +529,20 @@ async def drip(tool: str) -> dict[str, Any]:
     seen, held = {}, {}
 
     async def send(number: int) -> None:
-        await asyncio.sleep(number * 0.3)
+        await asyncio.sleep(number * 0.5)
         begun = time.monotonic()
         wire = await Wire.open_as("tcp", probe.ports["tcp"], source(next(numbers)))
         with contextlib.suppress(OSError):
-            message = sip("MESSAGE", f"d{wire.host}", "tcp", wire.host).replace(b"Length: 0", b"Length: 9999")
-            for byte in message + b"x" * 9000:
-                await wire.raw(bytes([byte]))
-                await asyncio.sleep(0.005)
-                if wire.peer in probe.ends:
-                    break
+            await wire.raw(sip("MESSAGE", f"d{wire.host}", "tcp", wire.host).replace(b"Length: 0", b"Length: 99999"))
+            while wire.peer not in probe.ends:
+                await wire.raw(b"x")
+                # When its time is over there must be something to read at every moment.
+                await asyncio.sleep(0 if abs(time.monotonic() - begun - DRIP) < 0.2 else 0.01)
         await probe.ended(wire, LIMIT)
         held[f"tcp drip {number}"] = time.monotonic() - begun
         seen[f"tcp drip {number}"] = closed(probe, "tcp", wire)
 
-    await asyncio.gather(*map(send, range(8)))
+    await asyncio.gather(*map(send, range(12)))
     results: dict[str, Any] = {"limit": DRIP, "held": held}
     await finish(probe, results, seen)
     return results
