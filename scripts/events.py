@@ -217,7 +217,8 @@ class Subscriber:
             await start
         except AuthenticationError:
             raise ToolkitError(
-                f"FreeSWITCH at {self._address} refuses the password: pass the one in its event_socket.conf.xml"
+                f"FreeSWITCH at {self._address} refuses the password: pass the one in its event_socket.conf.xml, "
+                "in the image ESL_PASSWORD"
             ) from None
         except TimeoutError:
             raise Unreachable(f"no answer from {self._address} in {self.timeout:g} s: is it an event socket?") from None
@@ -249,7 +250,7 @@ class Subscriber:
         if self._client.inbox.rejected:
             raise ToolkitError(
                 f"the ACL of FreeSWITCH at {self._address} denies this host: add its network to apply-inbound-acl "
-                "in event_socket.conf.xml"
+                "in event_socket.conf.xml, in the image to ESL_ACL"
             )
         raise Unreachable(f"{self._address} closed the connection before the login: is it an event socket?")
 
