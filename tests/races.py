@@ -781,6 +781,45 @@ class LeaveAndReturn(Cross):
         return wrong
 
 
+class MoveInList(Cross):
+    name = "move-in-list"
+    title = "over C a new Contact, and the one of A with expires=0; A closes; that of A again over B; later B closes"
+    profiles = ("multi", "contact")
+    # The Contact of a WebSocket is another one over each connection.
+    transports = ("tcp", "tls")
+    wires = 3
+
+    def play(self, own: Repetition) -> Play:
+        first, second, third = own.wires
+        call, other = own.call(), own.call()
+        again = call if own.profile == "multi" else own.call()
+        contact = own.contact(first)
+        login = yield from own.log_in(first, call)
+        yield from own.register(first, call, login=login, contact=contact)
+        login_over_third = yield from own.log_in(third, other)
+        login_over_second = yield from own.log_in(second, again)
+        yield own.offset(0.02)
+        contacts = f"{own.contact(third)}, {contact};expires=0"
+        third.send(own.request(third, other, login=login_over_third, contact=contacts), own.probe(third))
+        yield Read(third)
+        first.reset() if own.dice.random() < 0.5 else first.close()
+        yield own.offset()
+        second.send(own.request(second, again, login=login_over_second, contact=contact))
+        yield Reply(third)
+        answer = yield Reply(second)
+        if not answer or answer.status != 200:
+            raise Unanswered(f"over B: {answer and answer.status}")
+        third.close()
+        yield from self.end(own)
+
+    def judge(self, own: Repetition, events: Sequence[Headers], rows: Sequence[Headers]) -> list[str]:
+        own.facts["read"] = False
+        wrong = super().judge(own, events, rows)
+        if self.reports_of(own, events, own.wires[0]) and not own.stock:
+            wrong.append("reported as lost")
+        return wrong
+
+
 class Lines(Race):
     name = "lines"
     title = "three lines of one phone: one Call-ID, one nonce; close"
@@ -1055,8 +1094,8 @@ class Crowd(Race):
 
 
 RACES: tuple[Race, ...] = (
-    Leave(), LeaveWithReset(), LeaveOverAnother(), TwoRegisters(), Move(), NewCall(), LeaveAndReturn(), Lines(), Back(),
-    Storm(), Trunk(), OldTrunk(), ContactExpires(), Crowd(),
+    Leave(), LeaveWithReset(), LeaveOverAnother(), TwoRegisters(), Move(), NewCall(), LeaveAndReturn(), MoveInList(),
+    Lines(), Back(), Storm(), Trunk(), OldTrunk(), ContactExpires(), Crowd(),
 )  # fmt: skip
 
 

@@ -420,6 +420,12 @@ static int before(const request_t *request, const conn_t *conn)
 	return request->number < conn->number;
 }
 
+/* A later request has moved or removed the registration, and was read before the end of its connection */
+static int moved(const reg_t *reg)
+{
+	return reg->by && reg->by->number > reg->number && before(reg->by, reg->conn);
+}
+
 /* True if a request is about a registration */
 static int concerns(const request_t *request, const reg_t *reg)
 {
@@ -433,6 +439,7 @@ static void row_remove(reg_t *reg, request_t *request)
 
 	reg->row = 0;
 	reg->by = request;
+	reg->crossed |= request->number < reg->number;
 	for (other = world.requests; other < request; other++) {
 		reg->crossed |= other->user == request->user && !GET(other->ended);
 	}
@@ -449,7 +456,7 @@ static void take_earlier(request_t *request, int outdated, int told)
 		reg_t *reg = &world.regs[i];
 
 		if (!reg->row && reg->by && reg->user == request->user && reg->number < request->number && GET(reg->conn->lost) &&
-			before(request, reg->conn) && !before(reg->by, reg->conn) && concerns(request, reg) && !(refused && told) &&
+			before(request, reg->conn) && !moved(reg) && concerns(request, reg) && !(refused && told) &&
 			(!reg->earlier || reg->unsure)) {
 			reg->earlier = request;
 			reg->unsure = refused && GET(request->conn->lost);
@@ -836,7 +843,7 @@ static int check(int say)
 		if (!reg || !*event->subclass) {
 			continue;
 		}
-		if (reg->by && event->sequence > reg->by->sequence && (!reg->crossed || before(reg->by, reg->conn))) {
+		if (reg->by && event->sequence > reg->by->sequence && (!reg->crossed || moved(reg))) {
 			BAD("reg-%d of %s is told after request %llu has taken it away", (int) (reg - world.regs), names[reg->user],
 				(unsigned long long) reg->by->number);
 		}
@@ -853,7 +860,7 @@ static int check(int say)
 	for (i = 0; i < world.reg_count; i++) {
 		reg_t *reg = &world.regs[i];
 		int conn = (int) (reg->conn - world.conns), unregister = reg->unregister || profile->pflags[PFLAG_TP_ERROR_UNREGISTER];
-		int low = 0, high = 0, crossed = reg->by && reg->crossed && !before(reg->by, reg->conn);
+		int low = 0, high = 0, crossed = reg->by && reg->crossed && !moved(reg);
 
 		if (reg->path) {
 			least[conn] += !reg->by && !expired(reg, now);
@@ -861,8 +868,8 @@ static int check(int say)
 			continue;
 		}
 		if (reg->conn->lost) {
-			low = !expired(reg, now) && !(reg->by && before(reg->by, reg->conn)) && !reg->earlier;
-			high = !(reg->by && before(reg->by, reg->conn) && !excused(reg->by, reg->conn)) &&
+			low = !expired(reg, now) && !moved(reg) && !reg->earlier;
+			high = !(moved(reg) && !excused(reg->by, reg->conn)) &&
 				!(reg->earlier && !excused(reg->earlier, reg->conn) && !reg->unsure);
 		}
 		if (reg->reports < low * reporting || reg->reports > high * reporting) {
@@ -1088,11 +1095,13 @@ static void scenario(uint64_t seed, int workers)
 	if (GET(world.ended) != world.request_count) {
 		fault("%d of %d requests were handled", world.ended, world.request_count);
 	}
+	pthread_mutex_lock(&world.event_mutex);
 	for (i = 0; i < world.event_count; i++) {
 		total_reports += !strcmp(world.events[i]->subclass, MY_EVENT_TP_ERROR_REPORT);
 		total_trunks += !strcmp(world.events[i]->subclass, MY_EVENT_TP_ERROR_TRUNK);
 		total_unregisters += !strcmp(event_get(world.events[i], "reason"), "socket-disconnection");
 	}
+	pthread_mutex_unlock(&world.event_mutex);
 	profile_end();
 }
 
@@ -1418,6 +1427,30 @@ static void back(sofia_tp_match_t mode, kind_t kind, int over_other, int removed
 	profile_end();
 }
 
+/* What was read before a registration does not keep the end of its connection from being told */
+static void swallow(sofia_tp_match_t mode, kind_t kind, int any)
+{
+	conn_t *first, *second;
+	request_t *earlier;
+
+	clock_speed = 1;
+	world_new(13, mode, 60);
+	profile_start();
+	first = conn_new(0, 1);
+	second = conn_new(0, 2);
+	request_end(request_begin(0, first, REGISTER, "one", "one", 1));
+	earlier = request_begin(0, first, kind, "one", "one", 2);
+	earlier->any = any;
+	request_end(request_begin(0, second, REGISTER, "two", "two", 3));
+	conn_lose(second, 4);
+	request_end(earlier);
+	check_quiet();
+	if (told(MY_EVENT_TP_ERROR_REPORT) != 1) {
+		fault("kind %d, any %d: %d reports", kind, any, told(MY_EVENT_TP_ERROR_REPORT));
+	}
+	profile_end();
+}
+
 /* Who takes his registration back over a connection that is lost then means it, another client does not */
 static void leave(sofia_tp_match_t mode, const char *call_id, const char *contact, int any, int counts)
 {
@@ -1515,6 +1548,9 @@ int main(int argc, char **argv)
 	for (i = 0; i < 24; i++) {
 		back(i % 2 ? SOFIA_TP_MATCH_USER : SOFIA_TP_MATCH_CONTACT, i % 3 ? i % 3 > 1 ? REGISTER : UNREGISTER : REFUSED, i / 6 % 2, i / 12);
 	}
+	swallow(SOFIA_TP_MATCH_USER, REGISTER, 0);
+	swallow(SOFIA_TP_MATCH_USER, UNREGISTER, 0);
+	swallow(SOFIA_TP_MATCH_CONTACT, UNREGISTER, 1);
 	leave(SOFIA_TP_MATCH_USER, "one", "one", 0, 1);
 	leave(SOFIA_TP_MATCH_USER, "one", "two", 0, 1);
 	leave(SOFIA_TP_MATCH_USER, "two", "one", 0, 1);
