@@ -524,23 +524,27 @@ async def later(tool: str) -> dict[str, Any]:
 
 
 async def drip(tool: str) -> dict[str, Any]:
-    """Send to a stack that is not late, without a break, a first message that never ends; tell how long each is let."""
+    """Send to a stack that is not late, without a break, what is no message; tell how long each is let."""
     probe = await Probe.start(tool, "-m", str(DRIP), level=1)
     seen, held = {}, {}
 
     async def send(number: int) -> None:
         await asyncio.sleep(number * 0.5)
         begun = time.monotonic()
-        wire = await Wire.open_as("tcp", probe.ports["tcp"], source(next(numbers)))
+        protocol, part, many = ("ws", frame(b"", 10), 2000) if number % 2 else ("tcp", b"x", 1)
+        wire = await Wire.open_as(protocol, probe.ports[protocol], source(next(numbers)))
         with contextlib.suppress(OSError):
-            await wire.raw(sip("MESSAGE", f"d{wire.host}", "tcp", wire.host).replace(b"Length: 0", b"Length: 99999"))
+            if protocol == "tcp":
+                message = sip("MESSAGE", f"d{wire.host}", protocol, wire.host)
+                await wire.raw(message.replace(b"Length: 0", b"Length: 99999"))
             while wire.peer not in probe.ends:
-                await wire.raw(b"x")
                 # When its time is over there must be something to read at every moment.
-                await asyncio.sleep(0 if abs(time.monotonic() - begun - DRIP) < 0.2 else 0.01)
+                now = -0.2 < time.monotonic() - begun - DRIP < 0.6
+                await wire.raw(part * many if now else part)
+                await asyncio.sleep(0 if now else 0.01)
         await probe.ended(wire, LIMIT)
-        held[f"tcp drip {number}"] = time.monotonic() - begun
-        seen[f"tcp drip {number}"] = closed(probe, "tcp", wire)
+        held[f"{protocol} drip {number}"] = time.monotonic() - begun
+        seen[f"{protocol} drip {number}"] = closed(probe, protocol, wire)
 
     await asyncio.gather(*map(send, range(12)))
     results: dict[str, Any] = {"limit": DRIP, "held": held}
