@@ -1130,7 +1130,6 @@ class Engine:
 
     def __init__(self, lab: Lab, blind: bool, stock: bool = False) -> None:
         self.lab, self.blind, self.stock = lab, blind, stock
-        # Here, while numbers of descriptors are low: select() knows a thousand.
         self.epoll = select.epoll()
         self.stream = Stream(lab)
         self._tokens = itertools.count()
@@ -1282,9 +1281,11 @@ class _Scheduler:
         ahead = due - time.monotonic()
         if not self._queue and len(self._waiting) >= self.race.window:
             ahead = 0.05
-        # epoll itself knows whole milliseconds only.
-        select.select([self._epoll], [], [], max(0.0, min(ahead, 0.05)))
-        for number, _ in self._epoll.poll(0, 256):
+        # epoll knows whole milliseconds only, and select() no descriptor above 1,023.
+        wait = max(0.0, min(ahead, 0.05))
+        if wait < 0.002:
+            time.sleep(min(wait, 0.0002))
+        for number, _ in self._epoll.poll(wait - 0.001 if wait >= 0.002 else 0, 256):
             wire = self._wires[number]
             # Closed, but a process that is just being started still holds a copy of the socket.
             if wire.sock.fileno() != number:
