@@ -221,10 +221,11 @@ class Client:
             assert reply.status == 200, reply
         return call_id
 
-    def wait_request(self, method: str) -> None:
-        """Wait for a request `method` from the server; the others are passed over."""
-        while not self._message().startswith(f"{method} "):
+    def wait_request(self, method: str) -> str:
+        """Return the next request `method` from the server; what else comes is passed over."""
+        while not (message := self._message()).startswith(f"{method} "):
             pass
+        return message
 
     def invite(self, user: str, password: str, domain: str, number: str) -> tuple[str, str]:
         """Call `number`; return Call-ID and To of the call once it is answered. Raises AssertionError if it isn't."""

@@ -34,19 +34,12 @@ def response(request: str, status: str, tag: str) -> bytes:
     return "\r\n".join([f"SIP/2.0 {status}", *lines, "Content-Length: 0", "", ""]).encode()
 
 
-def wait(client: Client, method: str) -> str:
-    """Return the next request `method`; what else comes is passed over."""
-    while not (message := client._message()).startswith(f"{method} "):
-        pass
-    return message
-
-
 def cancelled(lab: Lab, client: Client, contact: str) -> str:
     """Call a client, end that while it says that it rings, and return the CANCEL."""
     call, tag = str(uuid.uuid4()), uuid.uuid4().hex
     api: Callable[[str], str] = lab.freeswitch.recorder.api
     api(f"bgapi originate {{origination_uuid={call}}}{contact} &park")
-    invite = wait(client, "INVITE")
+    invite = client.wait_request("INVITE")
     ringing = response(invite, "180 Ringing", tag)
     client.send(ringing)
     time.sleep(0.03)
@@ -54,7 +47,7 @@ def cancelled(lab: Lab, client: Client, contact: str) -> str:
     for _ in range(12):
         client.send(ringing)
         time.sleep(0.0003)
-    cancel = wait(client, "CANCEL")
+    cancel = client.wait_request("CANCEL")
     client.send(response(cancel, "200 OK", tag))
     client.send(response(invite, "487 Request Terminated", tag))
     return cancel
