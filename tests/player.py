@@ -352,6 +352,13 @@ class Player:
                 return b"this is no SIP\r\n\r\n" * 20
             case "headers":
                 return b"OPTIONS sip:example.test SIP/2.0\r\nVia: rubbish\r\nCSeq: x\r\nContent-Length: 0\r\n\r\n"
+            case "bad-cseq":
+                return whole.replace(b"CSeq: ", b"CSeq: x")
+            case "no-call-id" | "no-via":
+                name = what.removeprefix("no-").encode()
+                return re.sub(rb"(?i)\r\n" + name + rb": [^\r]*", b"", whole)
+            case "version":
+                return whole.replace(b"SIP/2.0\r\n", b"SIP/3.0\r\n", 1)
         raise ValueError(f"unknown message '{what}'")
 
     # What came

@@ -63,6 +63,7 @@ EXPECTED = {
     "late answer": PEER,
     "drip": ("timeout", 110),
     "last words reset": RESET,
+    "rekey": ("timeout", 110),
 }
 # Bad content of a frame that is right does not keep the next frame from being found.
 EXPECTED |= {f"{protocol} {ending}": PEER for protocol in ("ws", "wss") for ending in ("garbage", "oversize")}
@@ -72,8 +73,16 @@ EXPECTED |= {f"backlog {number}": PEER for number in range(24)}
 EXPECTED |= {f"drip {number}": ("timeout", 110) for number in range(12)}
 EXPECTED |= {f"unanswered {number}": RESET for number in range(5)}
 REGISTERED |= {f"backlog {number}": 2 for number in range(24)}
-REGISTERED |= {f"drip {number}": 0 for number in range(12)}
-REGISTERED |= {"records": 2, "pings reset": 2, "crlfs reset": 2, "last words reset": 2, "late rest": 2, "drip": 0}
+REGISTERED |= {"drip": 0, "rekey": 0} | {f"drip {number}": 0 for number in range(12)}
+REGISTERED |= {
+    "records": 2,
+    "pings reset": 2,
+    "crlfs reset": 2,
+    "last words reset": 2,
+    "late rest": 2,
+    "drip": 0,
+    "rekey": 0,
+}
 
 
 def docker(*arguments: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
@@ -103,7 +112,8 @@ def probe(stage: tuple[Settings, str], tmp_path_factory: pytest.TempPathFactory)
     """Build the image of the probe and return its tag."""
     settings, build = stage
     context = series(settings, tmp_path_factory.mktemp("probe") / "context")
-    shutil.copy2(TESTS / "probe" / "probe.c", context)
+    for name in ("probe.c", "rekey.c"):
+        shutil.copy2(TESTS / "probe" / name, context)
     (context / "tests" / "probe").mkdir(parents=True)
     for name in ("__init__.py", "fuzz.py", "probe/__init__.py", "probe/drive.py", "probe/frames.py", "probe/matrix.py"):
         shutil.copy2(TESTS / name, context / "tests" / name)
@@ -240,6 +250,14 @@ def test_records_of_one_byte_hold_up_nobody(matrix: dict[str, dict[str, Any]]) -
     assert faults(results) == []
     identifiers = [results["cases"][f"{protocol} records"]["ends"][0]["id"] for protocol in ("tcp", "wss")]
     assert results["registers"] == identifiers
+
+
+@pytest.mark.parametrize("name", ["rekey", "rekey late"])
+def test_who_reads_no_answer_of_tls_is_closed(matrix: dict[str, dict[str, Any]], name: str) -> None:
+    """Until then nothing can be read from it, and the thread must not try all the time."""
+    results = matrix[name]
+    assert faults(results) == []
+    assert results["busy"] < 0.5
 
 
 def test_requests_without_end_hold_up_nobody(matrix: dict[str, dict[str, Any]]) -> None:

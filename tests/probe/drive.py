@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 ADDRESS = "127.0.0.1"
 PROTOCOLS = ("tcp", "tls", "ws", "wss")
@@ -39,6 +39,13 @@ ENVIRONMENT = {
 REPORT, END = "nua_i_tp_error_report", "ended"
 # Upstream's own, without consequences: the macro tests a bit of the mask for characters that it does not hold.
 KNOWN = ("url.c:361:",)
+
+
+class Connection(Protocol):
+    """A connection to the probe, which names it by the `peer`, address and port."""
+
+    host: str
+    peer: tuple[str, str]
 
 
 @dataclass
@@ -94,7 +101,7 @@ class Probe:
     def ports(self) -> dict[str, int]:
         return {name: int(self.events[0].data[name]) for name in PROTOCOLS}
 
-    async def ended(self, wire: Wire, timeout: float) -> None:
+    async def ended(self, wire: Connection, timeout: float) -> None:
         """Wait for the end of a connection."""
         end = time.monotonic() + timeout
         while wire.peer not in self.ends and time.monotonic() < end and not self.reader.done():

@@ -12,22 +12,26 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tests.probe.drive import ADDRESS, END, PROTOCOLS, REPORT, Probe, Wire, frame, sip, source, upgrade
+from tests.probe.drive import ADDRESS, END, PROTOCOLS, REPORT, Connection, Probe, Wire, frame, sip, source, upgrade
 
 FAR, NEAR = "10.255.255.1", "10.255.255.2"
 LIMIT = 10.0
 # How many seconds a connection has for its first message in the case of that name.
 DRIP = 4
 ANSWERING = ("tls late answer", "ws late answer")
+REKEY = "/probe/rekey"
 numbers = iter(range(1, 1 << 20))
 
 Step = Callable[[Probe, str, Wire], Awaitable[None]]
@@ -302,7 +306,7 @@ async def observe(probe: Probe, protocol: str, shake: bool, step: Step, wait: fl
 
 def account(probe: Probe, seen: dict[str, Any]) -> dict[str, Any]:
     """Return ends, reports and registrations of a connection, once the second report had its time."""
-    wire: Wire = seen["wire"]
+    wire: Connection = seen["wire"]
     ends, reports = probe.ends.get(wire.peer, []), probe.reports.get(wire.peer, [])
     registers = [
         event.data["id"] for event in probe.events
@@ -341,7 +345,7 @@ async def finish(
     results["complaints"] = probe.complaints()[:100]
 
 
-def closed(probe: Probe, protocol: str, wire: Wire) -> dict[str, Any]:
+def closed(probe: Probe, protocol: str, wire: Connection) -> dict[str, Any]:
     """Return a case that has just been ended, for `finish`."""
     return {"wire": wire, "closed": time.time(), "error": "", "port": probe.ports[protocol]}
 
@@ -648,6 +652,51 @@ async def unanswered(tool: str) -> dict[str, Any]:
     return results
 
 
+@dataclass
+class Rekeyed:
+    """The connection of a client that asks for new keys of TLS and reads no answer."""
+
+    process: asyncio.subprocess.Process
+    host: str
+    peer: tuple[str, str]
+
+    @classmethod
+    async def open(cls, protocol: str, port: int) -> Rekeyed:
+        """Connect, and go on until the probe takes nothing more."""
+        process = await asyncio.create_subprocess_exec(
+            REKEY, ADDRESS, str(port), protocol, stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout
+        own = (await process.stdout.readline()).decode().strip()
+        if (line := await asyncio.wait_for(process.stdout.readline(), 60)) != b"blocked\n":
+            raise ConnectionError(f"the probe closed before it was blocked ({own!r}, {line!r})")
+        return cls(process, ADDRESS, (ADDRESS, own))
+
+
+async def rekey(tool: str, *arguments: str, protocols: Sequence[str], wait: float) -> dict[str, Any]:
+    """Ask for new keys of TLS until nothing more goes out; tell how busy the probe is until it gives up."""
+    probe = await Probe.start(tool, *arguments)
+    clients = {protocol: await Rekeyed.open(protocol, probe.ports[protocol]) for protocol in protocols}
+    began, spent = time.monotonic(), cpu(probe)
+    seen = {}
+    for protocol, client in clients.items():
+        await probe.ended(client, max(0.0, began + wait - time.monotonic()))
+        seen[f"{protocol} rekey"] = closed(probe, protocol, client)
+    results: dict[str, Any] = {"busy": (cpu(probe) - spent) / (time.monotonic() - began)}
+    await finish(probe, results, seen)
+    for client in clients.values():
+        with contextlib.suppress(ProcessLookupError):
+            client.process.kill()
+        await client.process.wait()
+    return results
+
+
+def cpu(probe: Probe) -> float:
+    """Return the seconds of CPU that the probe has used."""
+    fields = Path(f"/proc/{probe.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def silence(tool: str) -> dict[str, Any]:
     """Take the client's address off the machine: no packet reaches it, and none of its own leaves."""
     seconds = 4
@@ -687,6 +736,8 @@ async def run(tool: str) -> dict[str, Any]:
         "unanswered": await unanswered(tool),
         "records": await records(tool),
         "flood": await flood(tool),
+        "rekey": await rekey(tool, protocols=("tls", "wss"), wait=90),
+        "rekey late": await rekey(tool, "-m", "20", protocols=("tls",), wait=60),
     }
     try:
         results["silence"] = await silence(tool)
