@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections import OrderedDict
@@ -224,6 +225,9 @@ class Subscriber:
             raise Unreachable(f"no answer from {self._address} in {self.timeout:g} s: is it an event socket?") from None
         except GenesisError:
             raise Unreachable(f"no answer from {self._address} in {self.timeout:g} s: is FreeSWITCH there?") from None
+        except (socket.gaierror, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a name"
+            raise Unreachable(f"can't find {self._address}: {reason}: check the name of the host") from None
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             raise Unreachable(

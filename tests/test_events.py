@@ -263,6 +263,16 @@ def test_nobody_listening_names_address_and_reason() -> None:
             asyncio.run(main())
 
 
+@pytest.mark.parametrize("host", ["[192.0.2", "nosuch..invalid"])
+def test_a_name_that_is_none_is_said_to_be(host: str) -> None:
+    async def main() -> None:
+        async with Subscriber(host, 8021, PASSWORD, ["sofia::register"], 20):
+            pass
+
+    with pytest.raises(Unreachable, match="check the name of the host"):
+        asyncio.run(main())
+
+
 @pytest.mark.parametrize("password", ["", "a\nexit", "a\r"])
 def test_password_that_would_break_the_protocol_is_refused(password: str) -> None:
     with pytest.raises(ToolkitError, match="password"):
