@@ -14,7 +14,7 @@ from rich import get_console
 from rich.console import Console
 
 from scripts import engine, registry
-from scripts.clean import LABEL
+from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.settings import Settings
 

@@ -13,8 +13,6 @@ from scripts.errors import ToolkitError
 from scripts.settings import Settings
 from scripts.sources import short
 
-LABEL = engine.LABEL
-
 
 def clean(
     settings: Settings,
@@ -22,7 +20,7 @@ def clean(
     images: bool = True,
     force: bool = False,
     console: Console | None = None,
-    label: str = LABEL,
+    label: str = engine.LABEL,
 ) -> list[str]:
     """Remove the toolkit's containers and networks, and the build directory.
 

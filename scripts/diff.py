@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts import engine, image, provenance, sources, terminal
-from scripts.clean import LABEL
+from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.settings import Settings
 

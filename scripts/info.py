@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts import engine, terminal
-from scripts.clean import LABEL
+from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.image import SBOM_IN_IMAGE
 from scripts.provenance import MODULE_SET, OCI, SERIES

@@ -25,7 +25,7 @@ from rich import get_console
 from rich.console import Console
 
 from scripts import attestation, cache, engine, patchset, registry, sources
-from scripts.clean import LABEL
+from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.provenance import MODULE_SET, REVISION, VERSION, project_version
 from scripts.scenario import PATCHED

@@ -33,7 +33,7 @@ from rich.console import Console
 
 from scripts import engine, ladder, report, sources, terminal
 from scripts.capture import Capture, Sniffer
-from scripts.clean import LABEL
+from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable, delay_ms, parse
 from scripts.report import Image, Result, Run, Verdict, counted, plural

@@ -29,7 +29,7 @@ from rich import get_console
 from scripts import report, terminal
 from scripts.bench import offenders
 from scripts.bench.offenders import Raw
-from scripts.clean import LABEL
+from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import UNREGISTER
 from scripts.report import Verdict

@@ -35,7 +35,7 @@ from pytest_docker.plugin import get_docker_services
 
 from scripts import engine, template
 from scripts.bench.box import cpu_seconds
-from scripts.clean import LABEL
+from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import EXPIRE, REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable
 from scripts.settings import Settings

@@ -16,7 +16,7 @@ import pytest
 
 from scripts import engine, report, scenario
 from scripts.capture import Capture, Sniffer
-from scripts.clean import LABEL
+from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.report import Image, Result, Run, Verdict
 from scripts.settings import load

@@ -14,7 +14,7 @@ from docker import DockerClient
 from docker.errors import ImageNotFound
 from docker.models.images import Image
 
-from scripts.clean import LABEL
+from scripts.engine import LABEL
 
 IMAGE = "freeswitch-tp-error-test-registry"
 CONFIGURATION = "/etc/docker/registry"

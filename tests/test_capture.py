@@ -14,7 +14,7 @@ from requests.exceptions import ConnectionError as RequestsConnectionError
 
 from scripts import capture, engine, ladder
 from scripts.capture import Capture, Sniffer
-from scripts.clean import LABEL
+from scripts.engine import LABEL
 from scripts.settings import Settings
 
 # One connection that is refused: a SYN and an RST.

@@ -31,7 +31,7 @@ from docker.types import IPAMConfig, IPAMPool, Ulimit
 
 from scripts import engine
 from scripts.bench.offenders import Raw
-from scripts.clean import LABEL
+from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import Subscriber
 from scripts.scenario import DIRECTORY, DOMAIN, render

@@ -13,8 +13,8 @@ from docker.models.images import Image
 from rich.console import Console
 
 from scripts import diff, engine, image, info
-from scripts.clean import LABEL
 from scripts.diff import Difference
+from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.patchset import render
 from scripts.settings import Settings

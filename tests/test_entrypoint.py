@@ -12,7 +12,7 @@ import trustme
 from docker.models.containers import Container
 
 from scripts import engine, image
-from scripts.clean import LABEL
+from scripts.engine import LABEL
 from scripts.settings import Settings
 
 PREFIX = "freeswitch-entrypoint: "

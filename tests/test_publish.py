@@ -20,7 +20,7 @@ from rich.console import Console
 
 from scripts import engine, patchset, publish
 from scripts import registry as registry_module
-from scripts.clean import LABEL
+from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.settings import Settings
 from tests import registries as registries_module

@@ -19,7 +19,7 @@ from docker.types import Ulimit
 from scripts import engine, template
 from scripts.bench.load import DOMAIN, ECHO, Ports, Target
 from scripts.bench.stream import Esl, Reader
-from scripts.clean import LABEL
+from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.settings import ROOT, Settings
 
