@@ -24,10 +24,10 @@ from docker.errors import NotFound
 from rich import get_console
 from rich.console import Console
 
-from scripts import base, cache, engine, patchset, provenance, sbom, sources, template, terminal
+from scripts import base, cache, engine, patchset, provenance, sbom, sources, terminal
 from scripts.errors import ToolkitError
-from scripts.scenario import render
 from scripts.settings import ROOT, Settings
+from scripts.templates import environment, render
 
 DOCKERFILE = ROOT / "Dockerfile.build"
 TEMPLATES = ROOT / "templates" / "freeswitch"
@@ -181,7 +181,7 @@ def make_context(settings: Settings) -> Path:
 
 def site(settings: Settings) -> str:
     """Return what every configure script is told (autoconf's CONFIG_SITE)."""
-    return template.environment().get_template("build/config.site.j2").render(patchset.variables(settings))
+    return environment().get_template("build/config.site.j2").render(patchset.variables(settings))
 
 
 def check(settings: Settings) -> None:
@@ -314,7 +314,7 @@ DERIVED = (
 
 def _render(settings: Settings, context: Path, name: str) -> None:
     """Render the directory `name` of the templates into the context."""
-    templates = template.environment(TEMPLATES / name, markup=True)
+    templates = environment(TEMPLATES / name, markup=True)
     groups = variables()
     values: Mapping[str, object] = {
         "modules": settings.module_set.modules,

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from scripts import ladder, latency, template
+from scripts import ladder, latency
 from scripts.errors import ToolkitError
 from scripts.ladder import GAP_NS, Kind, Ladder, Lane
 from scripts.latency import Series, Stages
 from scripts.report import Result, Run, Verdict
+from scripts.templates import environment
 
 TEMPLATE = "report/report.html.j2"
 SIGNS = {Verdict.PASSED: "✓", Verdict.FAILED: "✗", Verdict.ERROR: "!", Verdict.NOT_RUN: "–", Verdict.SKIPPED: "–"}
@@ -132,7 +133,7 @@ def render(run: Run) -> str:
     pictures = [_picture(run, result, number) for number, result in enumerate(_captured(run), 1)]
     banner = _banner(run)
     return (
-        template.environment(markup=True)
+        environment(markup=True)
         .get_template(TEMPLATE)
         .render(
             run=run,

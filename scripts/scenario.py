@@ -38,7 +38,7 @@ from scripts.errors import ToolkitError
 from scripts.events import REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable, delay_ms, parse
 from scripts.report import Image, Result, Run, Verdict, counted, plural
 from scripts.settings import ROOT, Settings
-from scripts.template import environment
+from scripts.templates import render
 from scripts.terminal import Work
 
 PATCHED = "patched"
@@ -776,11 +776,6 @@ def upstreams(settings: Settings, labels: Mapping[str, str]) -> dict[str, str]:
     if series := labels.get(f"{LABEL}.series", ""):
         found["patch series"] = series
     return found
-
-
-def render(template: str, **values: Any) -> str:
-    """Return templates/<template>.xml.j2 with `values`, which get XML-escaped."""
-    return environment(markup=True).get_template(f"{template}.xml.j2").render(values)
 
 
 async def _docker(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:

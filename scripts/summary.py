@@ -12,10 +12,11 @@ from xml.etree import ElementTree
 from rich import get_console
 from rich.console import Console
 
-from scripts import matrix, publish, template, terminal
+from scripts import matrix, publish, terminal
 from scripts.errors import ToolkitError
 from scripts.settings import Settings
 from scripts.sources import short
+from scripts.templates import environment
 
 # GitHub takes no more than 1 MiB of a step.
 LIMIT = 1_000_000
@@ -69,7 +70,7 @@ def text(settings: Settings, only: Sequence[str] = ()) -> str:
         key: documents.get(Path(name).stem)
         for key, name in {"matrix": matrix.MATRIX_FILE, "tip": matrix.TIP_FILE, "pushed": publish.PUSH_FILE}.items()
     }
-    templates = template.environment()
+    templates = environment()
     templates.filters["cell"] = cell
     page = templates.get_template("summary.md.j2").render(**parts, runs=runs, suites=suites, empty=not chosen)
     if len(page.encode()) > LIMIT:

@@ -1,7 +1,6 @@
-"""Templates: the files below templates/, and patches.
+"""Patches as templates: each is filled in, and an edited one is put back into its template.
 
-Both are Jinja2 templates. A patch can be filled in, and an edited one be put
-back into its template. There the delimiters are %{ }%, %[ ]% and %# #%, because
+They are Jinja2 templates whose delimiters are %{ }%, %[ ]% and %# #%, because
 {{, {% and {# occur in C. A line with nothing but %[ if ... ]%, %[ elif ... ]%,
 %[ else ]% or %[ endif ]% vanishes.
 """
@@ -14,14 +13,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, meta, nodes
+from jinja2 import Environment, StrictUndefined, TemplateError, meta, nodes
 
 from scripts.errors import ToolkitError
-from scripts.settings import ROOT
-
-TEMPLATES = ROOT / "templates"
 
 DIRECTIVE = re.compile(r"%\[-?\s*(?P<word>if|elif|else|endif)\b[^\n]*\]%")
 VARIABLE = re.compile(r"%\{\s*(?P<name>\w+)\s*\}%")
@@ -38,22 +33,6 @@ class Line:
 
     text: str
     number: int
-
-
-def environment(directory: Path = TEMPLATES, markup: bool = False) -> Environment:
-    """Return the Jinja2 environment of the templates in `directory`.
-
-    With `markup` values are escaped for XML and HTML. A variable that is not
-    given raises jinja2.UndefinedError when the template is rendered.
-    """
-    return Environment(
-        loader=FileSystemLoader(directory),
-        undefined=StrictUndefined,
-        autoescape=markup,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
 
 
 def fill(template: str, variables: Mapping[str, object], where: str) -> list[Line]:

@@ -33,12 +33,13 @@ from docker.models.networks import Network
 from docker.types import IPAMConfig, IPAMPool
 from pytest_docker.plugin import get_docker_services
 
-from scripts import engine, template
+from scripts import engine
 from scripts.bench.box import cpu_seconds
 from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import EXPIRE, REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable
 from scripts.settings import Settings
+from scripts.templates import environment
 from tests import relay
 from tests.sip import Client
 
@@ -388,7 +389,7 @@ def configure(
     `parameters` are set in every profile, before its own. With `heap`
     FreeSWITCH tells how much it has allocated, with `cpus` it believes in so many.
     """
-    templates = template.environment(HERE / "templates")
+    templates = environment(HERE / "templates")
     profiles = [
         Profile(item.name, item.port, {**(parameters or {}), **item.parameters}, item.ipv6)
         for item in PROFILES

@@ -34,8 +34,9 @@ from scripts.bench.offenders import Raw
 from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import Subscriber
-from scripts.scenario import DIRECTORY, DOMAIN, render
+from scripts.scenario import DIRECTORY, DOMAIN
 from scripts.settings import Settings
+from scripts.templates import render
 from tests import aside
 from tests import lab as lab_module
 from tests.sip import Client, digest

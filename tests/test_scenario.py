@@ -20,6 +20,7 @@ from scripts.events import REGISTER, UNREGISTER, Event
 from scripts.report import Result, Verdict
 from scripts.scenario import CASES, PATCHED, STOCK, VARIANTS, Expectation, Observation, judge
 from scripts.settings import Settings
+from scripts.templates import render
 from tests.wire import CLIENT, SERVER, killed, ms
 
 SUBCLASS = "sofia::tp_error_report"
@@ -152,7 +153,7 @@ def test_cases_say_what_must_come_on_every_image() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_sipp_scenarios_are_well_formed(case: scenario.Case) -> None:
-    text = scenario.render(
+    text = render(
         f"sipp/{case.template}",
         user=case.user,
         answer=f"[authentication username={case.user} password=pw]",
@@ -177,7 +178,7 @@ def test_sipp_scenarios_are_well_formed(case: scenario.Case) -> None:
 
 
 def test_user_is_escaped_in_the_directory() -> None:
-    root = ElementTree.fromstring(scenario.render("freeswitch/user", user='a"<b', password="p&w"))
+    root = ElementTree.fromstring(render("freeswitch/user", user='a"<b', password="p&w"))
     assert root.find("user").get("id") == 'a"<b'  # type: ignore[union-attr]
     assert root.find("user/params/param").attrib == {"name": "password", "value": "p&w"}  # type: ignore[union-attr]
 

@@ -27,6 +27,7 @@ from scripts.ladder import Kind, Lane
 from scripts.report import Run, Verdict
 from scripts.scenario import CASES, PATCHED, RUN_LABEL, STOCK, Expectation
 from scripts.settings import ROOT, Settings
+from scripts.templates import render
 
 KILLED, LEFT = CASES
 
@@ -215,8 +216,6 @@ def test_freeswitch_that_does_not_start_says_why(lab: Settings, monkeypatch: pyt
 
 
 def test_client_with_a_wrong_password_is_an_error_with_its_log(lab: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    render = scenario.render
-
     def wrong(template: str, **values: object) -> str:
         answer = {"answer": "[authentication username=bob password=wrong]"}
         return render(template, **(values | answer if template.startswith("sipp/") else values))

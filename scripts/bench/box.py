@@ -16,12 +16,13 @@ from docker.errors import NotFound
 from docker.models.containers import Container
 from docker.types import Ulimit
 
-from scripts import engine, template
+from scripts import engine
 from scripts.bench.load import DOMAIN, ECHO, Ports, Target
 from scripts.bench.stream import Esl, Reader
 from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.settings import ROOT, Settings
+from scripts.templates import environment
 
 TEMPLATES = ROOT / "templates" / "bench"
 CONFIGURATION = "/etc/freeswitch"
@@ -157,7 +158,7 @@ def free_ports(count: int) -> list[int]:
 
 def configuration(kind: Kind, sip_port: int, more_ports: Mapping[str, int] | None = None) -> dict[str, str]:
     """Return the files of the configuration, by their path below /etc/freeswitch; `more_ports` are by transport."""
-    templates = template.environment(TEMPLATES, markup=True)
+    templates = environment(TEMPLATES, markup=True)
     values = {
         "host": HOST,
         "sip_port": sip_port,

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts import template
 from scripts.bench.box import DESCRIPTORS, HOST, TEMPLATES, Memory, cpu_of_threads, free_ports, proportional
 from scripts.bench.load import DOMAIN, Owner, Ports, Target
 from scripts.bench.stream import Esl, Reader
 from scripts.errors import ToolkitError
+from scripts.templates import environment
 
 NAME = "kamailio"
 SUBCLASS = "kamailio::closed"
@@ -93,7 +93,7 @@ def complaint(log: Path) -> str:
 def configuration(sip_port: int, event_port: int) -> str:
     """Return kamailio.cfg."""
     return (
-        template.environment(TEMPLATES)
+        environment(TEMPLATES)
         .get_template("kamailio.cfg.j2")
         .render(
             host=HOST,

@@ -23,7 +23,7 @@ from typing import TypeVar
 from rich import get_console
 from rich.console import Console
 
-from scripts import template, terminal
+from scripts import terminal
 from scripts.bench import kamailio, measure, plot
 from scripts.bench.box import (
     OFFENDED,
@@ -63,6 +63,7 @@ from scripts.bench.measure import Server
 from scripts.bench.offenders import OFFENDERS
 from scripts.errors import ToolkitError
 from scripts.settings import ROOT, Settings
+from scripts.templates import environment
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -695,7 +696,7 @@ def with_section(text: str, section: str) -> str:
 def render(name: str, outcome: Outcome) -> str:
     """Return what the template `name` makes of `outcome`."""
     return (
-        template.environment(TEMPLATES)
+        environment(TEMPLATES)
         .get_template(name)
         .render(
             outcome=outcome,
