@@ -6,10 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from enum import StrEnum
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,31 +15,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scripts.capture import Capture
 from scripts.errors import ToolkitError
-from scripts.events import Event, as_json
+from scripts.events import as_json
+from scripts.model import Result, Run, Verdict
+from scripts.page import render
 
 # What the verification writes; programs read it.
 XML_FILE = "verify.xml"
 JSON_FILE = "verify.json"
 # What XML 1.0 can't hold, not even escaped.
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
-
-class Verdict(StrEnum):
-    """How a case ended.
-
-    ERROR: it couldn't be carried out; NOT_RUN: the run ended before it;
-    SKIPPED: this machine lacks what it needs, which fails nothing.
-    """
-
-    PASSED = "passed"
-    FAILED = "failed"
-    ERROR = "error"
-    NOT_RUN = "not run"
-    SKIPPED = "skipped"
-
-
 STYLES = {
     Verdict.PASSED: "green",
     Verdict.FAILED: "bold red",
@@ -52,92 +34,6 @@ STYLES = {
 }
 
 
-@dataclass(frozen=True)
-class Image:
-    """An image that was tested: its variant ("patched"), tag, id and labels."""
-
-    variant: str
-    tag: str
-    id: str
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Result:
-    """One case on one image.
-
-    `problems` says, one line each, what is not as it must be; it is empty if
-    the case passed. `delay_ms` is the time from the action to the report's
-    arrival (the last one's, if several came), None if no report came. `timings` are milliseconds, too, `seconds`
-    is how long the case took. `events` are all that came, in that order.
-
-    Where a case is carried out over several transports or against several
-    profiles, these tell the results apart. `steps` are its lines, `logs`
-    excerpts by the names of their files, `capture` is what went over the wire.
-    """
-
-    variant: str
-    case: str
-    done: str
-    expected: str
-    came: str
-    verdict: Verdict
-    problems: Sequence[str] = ()
-    delay_ms: float | None = None
-    timings: Mapping[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    events: Sequence[Event] = ()
-    profile: str = ""
-    transport: str = ""
-    steps: Sequence[str] = ()
-    logs: Mapping[str, str] = field(default_factory=dict)
-    capture: Capture | None = None
-
-    @property
-    def name(self) -> str:
-        """The case with what tells it apart from others."""
-        return ", ".join(part for part in (self.case, self.profile, self.transport) if part)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A whole verification. `started` is aware of its time zone.
-
-    `name` is that of its files, `subclass` that of the reports. On the
-    variants in `compared` nothing has to pass: they are there to be compared
-    with.
-    """
-
-    started: datetime
-    images: Sequence[Image]
-    versions: Mapping[str, str]
-    results: Sequence[Result]
-    name: str = "verify"
-    subclass: str = ""
-    compared: Collection[str] = ()
-
-    @property
-    def judged(self) -> list[Result]:
-        return [result for result in self.results if result.variant not in self.compared]
-
-    @property
-    def failures(self) -> list[Result]:
-        return [result for result in self.judged if result.verdict not in (Verdict.PASSED, Verdict.SKIPPED)]
-
-
-def plural(count: int, noun: str) -> str:
-    """Return `count` with the noun in the right number."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def counted(reports: int, unregisters: int) -> str:
-    """Return how many events came, or must come, in words."""
-    parts = [plural(reports, "report") if reports else "no report"]
-    if unregisters:
-        parts.append(plural(unregisters, "unregister"))
-    return ", ".join(parts)
-
-
 def write(run: Run, directory: Path) -> Path:
     """Write `run` as .xml, .json and .html into `directory`, each at one stroke; return the path of the page.
 
@@ -145,8 +41,6 @@ def write(run: Run, directory: Path) -> Path:
     left as it was.
     """
     # The page comes last: it takes the longest, and programs read the others.
-    from scripts.page import render
-
     path = directory / f"{run.name}.html"
     try:
         directory.mkdir(parents=True, exist_ok=True)

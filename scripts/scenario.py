@@ -36,7 +36,7 @@ from scripts.capture import Capture, Sniffer
 from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable, delay_ms, parse
-from scripts.report import Image, Result, Run, Verdict, counted, plural
+from scripts.model import Image, Result, Run, Verdict, counted, plural
 from scripts.settings import ROOT, Settings
 from scripts.templates import render
 from scripts.terminal import Work

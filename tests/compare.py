@@ -26,13 +26,13 @@ from pathlib import Path
 
 from rich import get_console
 
-from scripts import report, terminal
+from scripts import model, report, terminal
 from scripts.bench import offenders
 from scripts.bench.offenders import Raw
 from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import UNREGISTER
-from scripts.report import Verdict
+from scripts.model import Verdict
 from scripts.settings import ROOT, Settings, load
 from scripts.terminal import Work
 from tests import ensemble, player, races
@@ -304,7 +304,7 @@ def document(
     return "\n".join(lines) + "\n"
 
 
-def compared(stock: Record, patched: Record) -> report.Run:
+def compared(stock: Record, patched: Record) -> model.Run:
     """Return what the report is made of: both images side by side, stock only to be compared with."""
     return replace(together(patched, stock), name="comparison", compared={stock.variant})
 

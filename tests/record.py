@@ -1,4 +1,4 @@
-"""The report of the death matrix: what each case of matrix.yaml came to, as a scripts.report.Run."""
+"""The report of the death matrix: what each case of matrix.yaml came to, as a scripts.model.Run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from scripts import engine, report, scenario
+from scripts import engine, model, report, scenario
 from scripts.capture import Capture, Sniffer
 from scripts.engine import LABEL
 from scripts.errors import ToolkitError
-from scripts.report import Image, Result, Run, Verdict
+from scripts.model import Image, Result, Run, Verdict
 from scripts.settings import load
 from tests import player
 from tests.lab import ESL_PORT, Lab
@@ -134,11 +134,11 @@ class Record:
             logs["FreeSWITCH"] = log.decode(errors="replace")
         # Stock code removes WebSocket registrations anyway: that counts where it was asked for.
         judged = [stage for stage in entry.stages if case.transport in ("tcp", "tls") or stage.expected.unregisters]
-        expected = report.counted(
+        expected = model.counted(
             sum(len(stage.expected.reports) for stage in entry.stages),
             sum(len(stage.expected.unregisters) for stage in entry.stages),
         )
-        came = report.counted(sum(stage.reports for stage in entry.stages), sum(stage.unregisters for stage in judged))
+        came = model.counted(sum(stage.reports for stage in entry.stages), sum(stage.unregisters for stage in judged))
         return Result(
             self.variant,
             case.name,

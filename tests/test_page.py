@@ -15,7 +15,7 @@ import pytest
 from scripts import ladder, latency, page, report
 from scripts.capture import Capture
 from scripts.events import Event
-from scripts.report import Image, Result, Run, Verdict
+from scripts.model import Image, Result, Run, Verdict
 from scripts.settings import ROOT
 from tests.wire import CLIENT, SERVER, Wire, killed, ms, pcap, request
 

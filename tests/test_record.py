@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scripts.capture import Sniffer
-from scripts.report import Result, Verdict
+from scripts.model import Result, Verdict
 from scripts.settings import load
 from tests import compare, record
 from tests.player import Case, Expected, Stage

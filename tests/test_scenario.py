@@ -17,7 +17,7 @@ from requests.exceptions import ConnectionError as RequestsConnectionError
 from scripts import engine, scenario
 from scripts.errors import ToolkitError
 from scripts.events import REGISTER, UNREGISTER, Event
-from scripts.report import Result, Verdict
+from scripts.model import Result, Verdict
 from scripts.scenario import CASES, PATCHED, STOCK, VARIANTS, Expectation, Observation, judge
 from scripts.settings import Settings
 from scripts.templates import render

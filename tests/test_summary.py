@@ -13,7 +13,7 @@ from rich.console import Console
 from scripts import matrix, report, summary
 from scripts.errors import ToolkitError
 from scripts.matrix import Trial
-from scripts.report import Verdict
+from scripts.model import Verdict
 from scripts.settings import Settings
 from tests.test_report import RUN
 

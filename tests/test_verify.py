@@ -24,7 +24,7 @@ from scripts import engine, ladder, scenario
 from scripts.capture import Sniffer
 from scripts.errors import ToolkitError
 from scripts.ladder import Kind, Lane
-from scripts.report import Run, Verdict
+from scripts.model import Run, Verdict
 from scripts.scenario import CASES, PATCHED, RUN_LABEL, STOCK, Expectation
 from scripts.settings import ROOT, Settings
 from scripts.templates import render
