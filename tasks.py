@@ -168,7 +168,7 @@ def load(context: Context, set_: list[str]) -> None:
 @command(registry="Any repository of the registry, HOST/NAME (default: push.repository, else build.cache).")
 def login(context: Context, set_: list[str], registry: str = "") -> None:
     """Log in to the registry with the variables REGISTRY_USER and REGISTRY_PASSWORD."""
-    from scripts import registry as registry_module
+    from scripts.machine import registry as registry_module
 
     registry_module.login(registry_module.chosen(settings(context, set_), registry))
 
@@ -176,7 +176,7 @@ def login(context: Context, set_: list[str], registry: str = "") -> None:
 @command(registry="Any repository of the registry, HOST/NAME (default: push.repository, else build.cache).")
 def logout(context: Context, set_: list[str], registry: str = "") -> None:
     """Forget the login to the registry."""
-    from scripts import registry as registry_module
+    from scripts.machine import registry as registry_module
 
     registry_module.logout(registry_module.chosen(settings(context, set_), registry))
 

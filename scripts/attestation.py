@@ -21,8 +21,8 @@ from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement
 
 from scripts import cache, sources
-from scripts.engine import LABEL
 from scripts.errors import ToolkitError
+from scripts.machine.engine import LABEL
 from scripts.provenance import OCI
 from scripts.settings import ROOT, Settings
 

@@ -17,8 +17,8 @@ from requests.exceptions import RequestException
 from rich import get_console
 from rich.console import Console
 
-from scripts import engine, terminal
 from scripts.errors import ToolkitError
+from scripts.machine import engine, terminal
 from scripts.settings import Settings
 
 INSTALL = "install it (`apt-get install debootstrap`)"

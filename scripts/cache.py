@@ -13,9 +13,9 @@ from docker.models.images import Image
 from rich import get_console
 from rich.console import Console
 
-from scripts import engine, registry
-from scripts.engine import LABEL
 from scripts.errors import ToolkitError
+from scripts.machine import engine, registry
+from scripts.machine.engine import LABEL
 from scripts.settings import Settings
 
 # The label with the hash of what an image was made from.

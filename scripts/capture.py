@@ -13,7 +13,7 @@ from docker.errors import APIError, DockerException, NotFound
 from docker.models.containers import Container
 from requests.exceptions import RequestException
 
-from scripts import engine
+from scripts.machine import engine
 
 FILE = "/tmp/capture.pcap"
 # Seconds that tcpdump has to get ready.

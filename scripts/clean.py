@@ -8,8 +8,9 @@ from pathlib import Path
 from rich import get_console
 from rich.console import Console
 
-from scripts import engine, sources
+from scripts import sources
 from scripts.errors import ToolkitError
+from scripts.machine import engine
 from scripts.settings import Settings
 from scripts.sources import short
 

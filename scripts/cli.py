@@ -17,8 +17,8 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from scripts import terminal
 from scripts.errors import ToolkitError
+from scripts.machine import terminal
 from scripts.settings import ROOT, Settings, check_environment, load
 
 # Else GitPython, if there is no git, fails when it is imported.

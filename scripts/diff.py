@@ -16,9 +16,10 @@ from rich import get_console
 from rich.console import Console
 from rich.table import Table
 
-from scripts import engine, image, provenance, sources, terminal
-from scripts.engine import LABEL
+from scripts import image, provenance, sources
 from scripts.errors import ToolkitError
+from scripts.machine import engine, terminal
+from scripts.machine.engine import LABEL
 from scripts.settings import Settings
 
 AGAIN = "again"

@@ -20,9 +20,10 @@ from rich import get_console
 from rich.console import Console
 from rich.markup import escape
 
-from scripts import engine, sources, terminal
+from scripts import sources
 from scripts.base import INSTALL, debootstrap
 from scripts.errors import ToolkitError
+from scripts.machine import engine, terminal
 from scripts.settings import Settings, Source
 
 PYTHON = (3, 11)

@@ -13,9 +13,10 @@ from packaging.requirements import Requirement
 from rich import get_console
 from rich.console import Console
 
-from scripts import engine, image, provenance
+from scripts import image, provenance
 from scripts.errors import ToolkitError
 from scripts.image import Target
+from scripts.machine import engine
 from scripts.settings import ROOT, Settings
 
 DIRECTORY = ROOT / "examples" / "compose"
@@ -29,7 +30,8 @@ TOOLKIT = (
     "scripts/releases.py",
     "scripts/settings.py",
     "scripts/subscriber.py",
-    "scripts/terminal.py",
+    "scripts/machine/__init__.py",
+    "scripts/machine/terminal.py",
 )
 PACKAGES = ("genesis", "PyYAML", "rich")
 

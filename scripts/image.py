@@ -24,8 +24,9 @@ from docker.errors import NotFound
 from rich import get_console
 from rich.console import Console
 
-from scripts import base, cache, engine, patchset, provenance, sbom, sources, terminal
+from scripts import base, cache, patchset, provenance, sbom, sources
 from scripts.errors import ToolkitError
+from scripts.machine import engine, terminal
 from scripts.settings import ROOT, Settings
 from scripts.templates import environment, render
 

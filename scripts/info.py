@@ -16,10 +16,10 @@ from rich import get_console
 from rich.console import Console
 from rich.table import Table
 
-from scripts import engine, terminal
-from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.image import SBOM_IN_IMAGE
+from scripts.machine import engine, terminal
+from scripts.machine.engine import LABEL
 from scripts.provenance import MODULE_SET, OCI, SERIES
 from scripts.settings import Settings
 

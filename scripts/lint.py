@@ -14,8 +14,9 @@ from rich import get_console
 from rich.console import Console
 from rich.markup import escape
 
-from scripts import sources, terminal
+from scripts import sources
 from scripts.errors import ToolkitError
+from scripts.machine import terminal
 from scripts.settings import ROOT
 
 WORKFLOWS = ".github/workflows/"

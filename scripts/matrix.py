@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from unidiff.patch import Hunk
 
-from scripts import patchset, releases, sources, template, terminal
+from scripts import patchset, releases, sources, template
 from scripts.errors import ToolkitError
+from scripts.machine import terminal
 from scripts.patchset import Patch
 from scripts.releases import Pair, Release, Releases
 from scripts.settings import Settings, Source, choose

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from scripts import engine, patchset, sources
-from scripts.engine import LABEL
+from scripts import patchset, sources
 from scripts.errors import ToolkitError
+from scripts.machine import engine
+from scripts.machine.engine import LABEL
 from scripts.settings import ROOT, Settings
 
 OCI = "org.opencontainers.image"

@@ -24,9 +24,10 @@ from packaging.version import InvalidVersion, Version
 from rich import get_console
 from rich.console import Console
 
-from scripts import attestation, cache, engine, patchset, registry, sources
-from scripts.engine import LABEL
+from scripts import attestation, cache, patchset, sources
 from scripts.errors import ToolkitError
+from scripts.machine import engine, registry
+from scripts.machine.engine import LABEL
 from scripts.provenance import MODULE_SET, REVISION, VERSION, project_version
 from scripts.scenario import PATCHED
 from scripts.settings import ROOT, Settings, repository

@@ -18,7 +18,7 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
 from scripts import patchset, sources
-from scripts.engine import LABEL
+from scripts.machine.engine import LABEL
 from scripts.settings import Settings, Source
 
 LICENSES = {

@@ -31,15 +31,16 @@ from requests.exceptions import RequestException
 from rich import get_console
 from rich.console import Console
 
-from scripts import engine, ladder, report, sources, terminal
+from scripts import ladder, report, sources
 from scripts.capture import Capture, Sniffer
-from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable, delay_ms, parse
+from scripts.machine import engine, terminal
+from scripts.machine.engine import LABEL
+from scripts.machine.terminal import Work
 from scripts.model import Image, Result, Run, Verdict, counted, plural
 from scripts.settings import ROOT, Settings
 from scripts.templates import render
-from scripts.terminal import Work
 
 PATCHED = "patched"
 STOCK = "stock"

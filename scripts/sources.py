@@ -28,8 +28,8 @@ from git.exc import GitCommandError
 from rich import get_console
 from rich.console import Console
 
-from scripts import terminal
 from scripts.errors import ToolkitError
+from scripts.machine import terminal
 from scripts.settings import FILE, ROOT, Settings, Source
 
 # The committer of the commits that `patchset` makes; other commits are the user's.

@@ -14,9 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-from scripts import events, terminal
+from scripts import events
 from scripts.errors import ToolkitError
 from scripts.events import ConnectionLost, Unreachable
+from scripts.machine import terminal
 from scripts.settings import load
 
 # Seconds between two attempts to connect.

@@ -12,8 +12,9 @@ from xml.etree import ElementTree
 from rich import get_console
 from rich.console import Console
 
-from scripts import matrix, publish, terminal
+from scripts import matrix, publish
 from scripts.errors import ToolkitError
+from scripts.machine import terminal
 from scripts.settings import Settings
 from scripts.sources import short
 from scripts.templates import environment

@@ -26,15 +26,16 @@ from pathlib import Path
 
 from rich import get_console
 
-from scripts import model, report, terminal
+from scripts import model, report
 from scripts.bench import offenders
 from scripts.bench.offenders import Raw
-from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import UNREGISTER
+from scripts.machine import terminal
+from scripts.machine.engine import LABEL
+from scripts.machine.terminal import Work
 from scripts.model import Verdict
 from scripts.settings import ROOT, Settings, load
-from scripts.terminal import Work
 from tests import ensemble, player, races
 from tests import lab as lab_module
 from tests.lab import DOMAIN, Lab

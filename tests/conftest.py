@@ -19,10 +19,11 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-from scripts import base, engine, image
+from scripts import base, image
 from scripts import settings as settings_module
 from scripts import sources as sources_module
 from scripts.errors import ToolkitError
+from scripts.machine import engine
 from scripts.settings import Settings, Source, load
 from tests import lab as lab_module
 from tests import races

@@ -33,11 +33,11 @@ from docker.models.networks import Network
 from docker.types import IPAMConfig, IPAMPool
 from pytest_docker.plugin import get_docker_services
 
-from scripts import engine
 from scripts.bench.box import cpu_seconds
-from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import EXPIRE, REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable
+from scripts.machine import engine
+from scripts.machine.engine import LABEL
 from scripts.settings import Settings
 from scripts.templates import environment
 from tests import relay

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from scripts import engine, model, report, scenario
+from scripts import model, report, scenario
 from scripts.capture import Capture, Sniffer
-from scripts.engine import LABEL
 from scripts.errors import ToolkitError
+from scripts.machine import engine
+from scripts.machine.engine import LABEL
 from scripts.model import Image, Result, Run, Verdict
 from scripts.settings import load
 from tests import player

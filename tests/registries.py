@@ -14,7 +14,7 @@ from docker import DockerClient
 from docker.errors import ImageNotFound
 from docker.models.images import Image
 
-from scripts.engine import LABEL
+from scripts.machine.engine import LABEL
 
 IMAGE = "freeswitch-tp-error-test-registry"
 CONFIGURATION = "/etc/docker/registry"

@@ -25,8 +25,8 @@ from rich import get_console
 from rich.console import Console
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from scripts import terminal
 from scripts.bench.load import ECHO
+from scripts.machine import terminal
 from scripts.settings import load
 from tests import lab as lab_module
 from tests.lab import DOMAIN, Lab

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import base, engine
+from scripts import base
 from scripts.errors import ToolkitError
+from scripts.machine import engine
 from scripts.settings import Settings
 from tests.conftest import needs_docker
 

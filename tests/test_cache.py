@@ -12,10 +12,11 @@ import pytest
 from docker.errors import ImageNotFound
 from rich.console import Console
 
-from scripts import cache, engine, image
-from scripts import registry as registry_module
-from scripts.engine import LABEL
+from scripts import cache, image
 from scripts.errors import ToolkitError
+from scripts.machine import engine
+from scripts.machine import registry as registry_module
+from scripts.machine.engine import LABEL
 from scripts.settings import Settings
 from tests import registries as registries_module
 

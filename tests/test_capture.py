@@ -12,9 +12,10 @@ from docker.errors import APIError, DockerException
 from docker.models.containers import Container, ContainerCollection
 from requests.exceptions import ConnectionError as RequestsConnectionError
 
-from scripts import capture, engine, ladder
+from scripts import capture, ladder
 from scripts.capture import Capture, Sniffer
-from scripts.engine import LABEL
+from scripts.machine import engine
+from scripts.machine.engine import LABEL
 from scripts.settings import Settings
 
 # One connection that is refused: a SYN and an RST.

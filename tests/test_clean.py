@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from scripts import clean, engine, sources
+from scripts import clean, sources
 from scripts.errors import ToolkitError
+from scripts.machine import engine
 from scripts.settings import Settings
 from tests.conftest import needs_docker
 

@@ -29,11 +29,11 @@ from docker.errors import NotFound
 from docker.models.containers import Container
 from docker.types import IPAMConfig, IPAMPool, Ulimit
 
-from scripts import engine
 from scripts.bench.offenders import Raw
-from scripts.engine import LABEL
 from scripts.errors import ToolkitError
 from scripts.events import Subscriber
+from scripts.machine import engine
+from scripts.machine.engine import LABEL
 from scripts.scenario import DIRECTORY, DOMAIN
 from scripts.settings import Settings
 from scripts.templates import render

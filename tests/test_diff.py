@@ -12,10 +12,11 @@ import pytest
 from docker.models.images import Image
 from rich.console import Console
 
-from scripts import diff, engine, image, info
+from scripts import diff, image, info
 from scripts.diff import Difference
-from scripts.engine import LABEL
 from scripts.errors import ToolkitError
+from scripts.machine import engine
+from scripts.machine.engine import LABEL
 from scripts.patchset import render
 from scripts.settings import Settings
 

@@ -14,8 +14,8 @@ import pytest
 from docker.errors import APIError
 from docker.models.containers import Container
 
-from scripts import engine
-from scripts.engine import LABEL, Executed
+from scripts.machine import engine
+from scripts.machine.engine import LABEL, Executed
 from scripts.settings import Settings
 
 # What the engine sends within this time arrives together, seconds.

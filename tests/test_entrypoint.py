@@ -11,8 +11,9 @@ import pytest
 import trustme
 from docker.models.containers import Container
 
-from scripts import engine, image
-from scripts.engine import LABEL
+from scripts import image
+from scripts.machine import engine
+from scripts.machine.engine import LABEL
 from scripts.settings import Settings
 
 PREFIX = "freeswitch-entrypoint: "

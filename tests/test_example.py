@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import engine, example
+from scripts import example
 from scripts.errors import ToolkitError
+from scripts.machine import engine
 from scripts.settings import Settings
 
 

@@ -12,9 +12,10 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from scripts import engine, image, sources
+from scripts import image, sources
 from scripts.errors import ToolkitError
 from scripts.image import STOCK_INPUTS, Target
+from scripts.machine import engine
 from scripts.settings import Settings, load
 
 STOCK = Target("runtime-stock", "x:stock", STOCK_INPUTS, {})

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from scripts import patchset
-from scripts.engine import LABEL
+from scripts.machine.engine import LABEL
 from scripts.settings import ROOT, Settings
 
 pytestmark = pytest.mark.docker

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts import engine, provenance, sources
+from scripts import provenance, sources
+from scripts.machine import engine
 from scripts.settings import Settings, load
 from tests.conftest import git
 

@@ -18,10 +18,11 @@ import pytest
 from docker.models.images import Image
 from rich.console import Console
 
-from scripts import engine, patchset, publish
-from scripts import registry as registry_module
-from scripts.engine import LABEL
+from scripts import patchset, publish
 from scripts.errors import ToolkitError
+from scripts.machine import engine
+from scripts.machine import registry as registry_module
+from scripts.machine.engine import LABEL
 from scripts.settings import Settings
 from tests import registries as registries_module
 from tests.conftest import git

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import engine
-from scripts import registry as registry_module
 from scripts.errors import ToolkitError
+from scripts.machine import engine
+from scripts.machine import registry as registry_module
 from scripts.settings import Settings, load
 from tests import registries as registries_module
 

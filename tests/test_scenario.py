@@ -14,9 +14,10 @@ import pytest
 from docker.errors import APIError, NotFound
 from requests.exceptions import ConnectionError as RequestsConnectionError
 
-from scripts import engine, scenario
+from scripts import scenario
 from scripts.errors import ToolkitError
 from scripts.events import REGISTER, UNREGISTER, Event
+from scripts.machine import engine
 from scripts.model import Result, Verdict
 from scripts.scenario import CASES, PATCHED, STOCK, VARIANTS, Expectation, Observation, judge
 from scripts.settings import Settings

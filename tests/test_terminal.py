@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import terminal
+from scripts.machine import terminal
 from scripts.settings import ROOT
 
 WORK = """
@@ -97,7 +97,7 @@ def test_quiet_prints_nothing() -> None:
 
 
 def test_table_in_a_pipe_is_wide() -> None:
-    script = "import rich; from scripts import terminal; terminal.configure(); print(rich.get_console().width)"
+    script = "import rich; from scripts.machine import terminal; terminal.configure(); print(rich.get_console().width)"
     variables = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     command = [sys.executable, "-c", script]
     for columns, width in ((None, "160"), ("70", "70")):

@@ -20,10 +20,11 @@ import pytest
 from docker.models.containers import Container
 from rich.console import Console
 
-from scripts import engine, ladder, scenario
+from scripts import ladder, scenario
 from scripts.capture import Sniffer
 from scripts.errors import ToolkitError
 from scripts.ladder import Kind, Lane
+from scripts.machine import engine
 from scripts.model import Run, Verdict
 from scripts.scenario import CASES, PATCHED, RUN_LABEL, STOCK, Expectation
 from scripts.settings import ROOT, Settings

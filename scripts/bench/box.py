@@ -16,11 +16,11 @@ from docker.errors import NotFound
 from docker.models.containers import Container
 from docker.types import Ulimit
 
-from scripts import engine
 from scripts.bench.load import DOMAIN, ECHO, Ports, Target
 from scripts.bench.stream import Esl, Reader
-from scripts.engine import LABEL
 from scripts.errors import ToolkitError
+from scripts.machine import engine
+from scripts.machine.engine import LABEL
 from scripts.settings import ROOT, Settings
 from scripts.templates import environment
 

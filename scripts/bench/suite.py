@@ -23,7 +23,6 @@ from typing import TypeVar
 from rich import get_console
 from rich.console import Console
 
-from scripts import terminal
 from scripts.bench import kamailio, measure, plot
 from scripts.bench.box import (
     OFFENDED,
@@ -62,6 +61,7 @@ from scripts.bench.load import WINDOW, Worker, raise_limit
 from scripts.bench.measure import Server
 from scripts.bench.offenders import OFFENDERS
 from scripts.errors import ToolkitError
+from scripts.machine import terminal
 from scripts.settings import ROOT, Settings
 from scripts.templates import environment
 

@@ -1,0 +1,6 @@
+"""What every step stands on, and what knows no step.
+
+`engine`: the Docker engine, and the label of all that the toolkit makes there
+`registry`: registries, through the engine
+`terminal`: what the tasks show, and how quiet they are
+"""
