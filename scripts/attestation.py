@@ -23,8 +23,8 @@ from in_toto_attestation.v1.statement import Statement
 from scripts import cache, sources
 from scripts.errors import ToolkitError
 from scripts.machine.engine import LABEL
+from scripts.pins.settings import ROOT, Settings
 from scripts.provenance import OCI
-from scripts.settings import ROOT, Settings
 
 PREDICATE = "https://slsa.dev/provenance/v1"
 # docs/pipeline.md describes them.

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from scripts.errors import ToolkitError
 from scripts.machine import engine, terminal
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 
 INSTALL = "install it (`apt-get install debootstrap`)"
 

@@ -21,11 +21,11 @@ from rich import get_console
 from rich.console import Console
 
 from scripts import patchset, sources, template
-from scripts import settings as settings_module
 from scripts.errors import ToolkitError
 from scripts.matrix import places
 from scripts.patchset import BYTES, Patch
-from scripts.settings import Settings, Source
+from scripts.pins import settings as settings_module
+from scripts.pins.settings import Settings, Source
 from scripts.sources import COMMITTER_EMAIL, COMMITTER_NAME, listing, local, online, short, version
 
 BRANCH = "series"

@@ -11,11 +11,12 @@ from pathlib import Path
 from rich import get_console
 from rich.console import Console
 
-from scripts import matrix, releases, sources
-from scripts import settings as settings_module
+from scripts import matrix, sources
 from scripts.errors import ToolkitError
-from scripts.releases import IN_TREE, IN_TREE_SOURCES, Pair, Release, Releases, Version
-from scripts.settings import Settings, Source
+from scripts.pins import releases
+from scripts.pins import settings as settings_module
+from scripts.pins.releases import IN_TREE, IN_TREE_SOURCES, Pair, Release, Releases, Version
+from scripts.pins.settings import Settings, Source
 from scripts.sources import listing, short
 
 TAG = re.compile(r"v\d+\.\d+\.\d+")

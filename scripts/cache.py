@@ -16,7 +16,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.machine import engine, registry
 from scripts.machine.engine import LABEL
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 
 # The label with the hash of what an image was made from.
 INPUTS = f"{LABEL}.inputs"

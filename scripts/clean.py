@@ -11,7 +11,7 @@ from rich.console import Console
 from scripts import sources
 from scripts.errors import ToolkitError
 from scripts.machine import engine
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 from scripts.sources import short
 
 

@@ -19,7 +19,7 @@ from invoke.tasks import task
 
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
-from scripts.settings import ROOT, Settings, check_environment, load
+from scripts.pins.settings import ROOT, Settings, check_environment, load
 
 # Else GitPython, if there is no git, fails when it is imported.
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")

@@ -20,7 +20,7 @@ from scripts import image, provenance, sources
 from scripts.errors import ToolkitError
 from scripts.machine import engine, terminal
 from scripts.machine.engine import LABEL
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 
 AGAIN = "again"
 # What the engine puts into every container.

@@ -24,7 +24,7 @@ from scripts import sources
 from scripts.base import INSTALL, debootstrap
 from scripts.errors import ToolkitError
 from scripts.machine import engine, terminal
-from scripts.settings import Settings, Source
+from scripts.pins.settings import Settings, Source
 
 PYTHON = (3, 11)
 # Partial clones that a sparse checkout fills, and GIT_CONFIG_GLOBAL.

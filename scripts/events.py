@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.errors import ToolkitError
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 
 # genesis logs to stdout, in the middle of the events; what goes wrong on a
 # connection comes out as an exception here instead.

@@ -17,20 +17,18 @@ from scripts import image, provenance
 from scripts.errors import ToolkitError
 from scripts.image import Target
 from scripts.machine import engine
-from scripts.settings import ROOT, Settings
+from scripts.pins.settings import ROOT, Settings
 
 DIRECTORY = ROOT / "examples" / "compose"
 # What of the toolkit the subscriber is made of, and the Python packages that it imports.
 TOOLKIT = (
     "invoke.yaml",
     "releases.yaml",
-    "scripts/__init__.py",
     "scripts/errors.py",
     "scripts/events.py",
-    "scripts/releases.py",
-    "scripts/settings.py",
+    "scripts/pins/releases.py",
+    "scripts/pins/settings.py",
     "scripts/subscriber.py",
-    "scripts/machine/__init__.py",
     "scripts/machine/terminal.py",
 )
 PACKAGES = ("genesis", "PyYAML", "rich")
@@ -79,7 +77,8 @@ def make_context(context: Path) -> Path:
     network. They are all Python; what is compiled would be for another one.
     """
     shutil.rmtree(context, ignore_errors=True)
-    for name in TOOLKIT:
+    packages = {package / "__init__.py" for name in TOOLKIT for package in Path(name).parents if package.name}
+    for name in {*map(Path, TOOLKIT), *packages}:
         _copy(ROOT / name, context / "toolkit" / name)
     for distribution in _closure(PACKAGES):
         for file in distribution.files or ():

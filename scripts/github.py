@@ -18,7 +18,7 @@ from rich.console import Console
 
 from scripts import matrix, provenance, publish, summary
 from scripts.errors import ToolkitError
-from scripts.settings import ROOT, Settings
+from scripts.pins.settings import ROOT, Settings
 from scripts.sources import short
 
 LABEL = "series-does-not-apply"

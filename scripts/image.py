@@ -27,7 +27,7 @@ from rich.console import Console
 from scripts import base, cache, patchset, provenance, sbom, sources
 from scripts.errors import ToolkitError
 from scripts.machine import engine, terminal
-from scripts.settings import ROOT, Settings
+from scripts.pins.settings import ROOT, Settings
 from scripts.templates import environment, render
 
 DOCKERFILE = ROOT / "Dockerfile.build"

@@ -20,8 +20,8 @@ from scripts.errors import ToolkitError
 from scripts.image import SBOM_IN_IMAGE
 from scripts.machine import engine, terminal
 from scripts.machine.engine import LABEL
+from scripts.pins.settings import Settings
 from scripts.provenance import MODULE_SET, OCI, SERIES
-from scripts.settings import Settings
 
 MODULES = "/usr/local/freeswitch/mod"
 

@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from unidiff.patch import Hunk
 
-from scripts import patchset, releases, sources, template
+from scripts import patchset, sources, template
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
 from scripts.patchset import Patch
-from scripts.releases import Pair, Release, Releases
-from scripts.settings import Settings, Source, choose
+from scripts.pins import releases
+from scripts.pins.releases import Pair, Release, Releases
+from scripts.pins.settings import Settings, Source, choose
 from scripts.sources import listing, local
 
 MATRIX_FILE = "matrix.json"

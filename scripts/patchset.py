@@ -26,8 +26,8 @@ from unidiff.patch import Line, PatchSet
 
 from scripts import sources, template
 from scripts.errors import ToolkitError
-from scripts.releases import IN_TREE_VERSION, Version
-from scripts.settings import Settings, Source
+from scripts.pins.releases import IN_TREE_VERSION, Version
+from scripts.pins.settings import Settings, Source
 from scripts.sources import COMMITTER_EMAIL, COMMITTER_NAME, Tree, listing, local, short, version
 
 NAME = re.compile(r"\d{4}-.+\.patch")

@@ -11,7 +11,7 @@ from scripts import patchset, sources
 from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
-from scripts.settings import ROOT, Settings
+from scripts.pins.settings import ROOT, Settings
 
 OCI = "org.opencontainers.image"
 SERIES = f"{LABEL}.series"

@@ -28,9 +28,9 @@ from scripts import attestation, cache, patchset, sources
 from scripts.errors import ToolkitError
 from scripts.machine import engine, registry
 from scripts.machine.engine import LABEL
+from scripts.pins.settings import ROOT, Settings, repository
 from scripts.provenance import MODULE_SET, REVISION, VERSION, project_version
 from scripts.scenario import PATCHED
-from scripts.settings import ROOT, Settings, repository
 from scripts.sources import listing, short
 
 VERIFY_FILE = "verify.json"

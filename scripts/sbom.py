@@ -19,7 +19,7 @@ from packageurl import PackageURL
 
 from scripts import patchset, sources
 from scripts.machine.engine import LABEL
-from scripts.settings import Settings, Source
+from scripts.pins.settings import Settings, Source
 
 LICENSES = {
     "freeswitch": "MPL-1.1",

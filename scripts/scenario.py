@@ -39,7 +39,7 @@ from scripts.machine import engine, terminal
 from scripts.machine.engine import LABEL
 from scripts.machine.terminal import Work
 from scripts.model import Image, Result, Run, Verdict, counted, plural
-from scripts.settings import ROOT, Settings
+from scripts.pins.settings import ROOT, Settings
 from scripts.templates import render
 
 PATCHED = "patched"

@@ -18,7 +18,7 @@ from scripts import events
 from scripts.errors import ToolkitError
 from scripts.events import ConnectionLost, Unreachable
 from scripts.machine import terminal
-from scripts.settings import load
+from scripts.pins.settings import load
 
 # Seconds between two attempts to connect.
 PAUSE = 1.0

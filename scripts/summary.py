@@ -15,7 +15,7 @@ from rich.console import Console
 from scripts import matrix, publish
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 from scripts.sources import short
 from scripts.templates import environment
 

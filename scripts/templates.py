@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from scripts.settings import ROOT
+from scripts.pins.settings import ROOT
 
 TEMPLATES = ROOT / "templates"
 

@@ -35,7 +35,7 @@ from scripts.machine import terminal
 from scripts.machine.engine import LABEL
 from scripts.machine.terminal import Work
 from scripts.model import Verdict
-from scripts.settings import ROOT, Settings, load
+from scripts.pins.settings import ROOT, Settings, load
 from tests import ensemble, player, races
 from tests import lab as lab_module
 from tests.lab import DOMAIN, Lab

@@ -38,7 +38,7 @@ from scripts.errors import ToolkitError
 from scripts.events import EXPIRE, REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 from scripts.templates import environment
 from tests import relay
 from tests.sip import Client

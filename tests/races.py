@@ -37,7 +37,7 @@ from docker.models.containers import Container
 
 from scripts.bench.stream import Esl, frame, parse_headers
 from scripts.events import REGISTER, UNREGISTER
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 from tests import lab as lab_module
 from tests.lab import DOMAIN, ESL_PORT, Lab
 from tests.sip import CONTEXT

@@ -20,7 +20,7 @@ from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.model import Image, Result, Run, Verdict
-from scripts.settings import load
+from scripts.pins.settings import load
 from tests import player
 from tests.lab import ESL_PORT, Lab
 from tests.player import Case, Player, Stage

@@ -27,7 +27,7 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from scripts.bench.load import ECHO
 from scripts.machine import terminal
-from scripts.settings import load
+from scripts.pins.settings import load
 from tests import lab as lab_module
 from tests.lab import DOMAIN, Lab
 

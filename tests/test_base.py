@@ -16,7 +16,7 @@ from rich.console import Console
 from scripts import base
 from scripts.errors import ToolkitError
 from scripts.machine import engine
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 from tests.conftest import needs_docker
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from scripts import branch, patchset, sources
 from scripts.errors import ToolkitError
-from scripts.settings import Settings, Source
+from scripts.pins.settings import Settings, Source
 from tests.conftest import LINES, edited, git
 
 AddPatch = Callable[..., Path]

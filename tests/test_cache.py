@@ -17,7 +17,7 @@ from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine import registry as registry_module
 from scripts.machine.engine import LABEL
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 from tests import registries as registries_module
 
 STAGES = ("build", "stock", "patched", "sipp")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 from tests import lab as lab_module
 from tests.lab import CPUS, DOMAIN, Lab
 from tests.sip import Client

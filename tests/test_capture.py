@@ -16,7 +16,7 @@ from scripts import capture, ladder
 from scripts.capture import Capture, Sniffer
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 
 # One connection that is refused: a SYN and an RST.
 KNOCK = "exec 3<>/dev/tcp/127.0.0.1/5060"

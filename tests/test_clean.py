@@ -12,7 +12,7 @@ import pytest
 from scripts import clean, sources
 from scripts.errors import ToolkitError
 from scripts.machine import engine
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 from tests.conftest import needs_docker
 
 

@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 
 from scripts.events import REGISTER, UNREGISTER, Event
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 from tests import lab as lab_module
 from tests import player
 from tests.lab import DOMAIN, Lab

@@ -34,8 +34,8 @@ from scripts.errors import ToolkitError
 from scripts.events import Subscriber
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
+from scripts.pins.settings import Settings
 from scripts.scenario import DIRECTORY, DOMAIN
-from scripts.settings import Settings
 from scripts.templates import render
 from tests import aside
 from tests import lab as lab_module

@@ -18,7 +18,7 @@ from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.patchset import render
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 
 
 @pytest.fixture

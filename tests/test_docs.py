@@ -23,10 +23,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 import tasks
-from scripts import events, settings, sources
+from scripts import events, sources
 from scripts.bench.suite import PARTS
 from scripts.errors import ToolkitError
-from scripts.settings import ROOT, Settings
+from scripts.pins import settings
+from scripts.pins.settings import ROOT, Settings
 from tests.lab import Lab
 from tests.test_inv import made, run
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from scripts import doctor
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 from tests.conftest import needs_docker
 
 

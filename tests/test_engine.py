@@ -16,7 +16,7 @@ from docker.models.containers import Container
 
 from scripts.machine import engine
 from scripts.machine.engine import LABEL, Executed
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 
 # What the engine sends within this time arrives together, seconds.
 TOGETHER = 0.3

@@ -14,7 +14,7 @@ from docker.models.containers import Container
 from scripts import image
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 
 PREFIX = "freeswitch-entrypoint: "
 CONFIGURATION_ERROR = 78

@@ -18,9 +18,10 @@ from urllib.parse import quote
 
 import pytest
 
-from scripts import events, settings
+from scripts import events
 from scripts.errors import ToolkitError
 from scripts.events import ConnectionLost, Event, Subscriber, Unreachable, parse
+from scripts.pins import settings
 
 PASSWORD = "s3cret"
 ROOT = Path(__file__).resolve().parent.parent

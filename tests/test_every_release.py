@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import bump, matrix, releases, sources
+from scripts import bump, matrix, sources
 from scripts.errors import ToolkitError
-from scripts.releases import Release, Releases
-from scripts.settings import Settings, Source
+from scripts.pins import releases
+from scripts.pins.releases import Release, Releases
+from scripts.pins.settings import Settings, Source
 from tests.conftest import LINES, TAG, edited, git
 
 CONFIGURE = "PKG_CHECK_MODULES([SOFIA_SIP], [sofia-sip-ua >= {}])\n"

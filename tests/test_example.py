@@ -16,7 +16,7 @@ from rich.console import Console
 from scripts import example
 from scripts.errors import ToolkitError
 from scripts.machine import engine
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 
 
 class Compose:

@@ -15,7 +15,7 @@ from rich.console import Console
 from scripts import github, matrix
 from scripts.errors import ToolkitError
 from scripts.matrix import Trial
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 
 # The part of gh that is used; like gh, it refuses what it does not know.
 GH = """#!{python}

@@ -16,7 +16,7 @@ from scripts import image, sources
 from scripts.errors import ToolkitError
 from scripts.image import STOCK_INPUTS, Target
 from scripts.machine import engine
-from scripts.settings import Settings, load
+from scripts.pins.settings import Settings, load
 
 STOCK = Target("runtime-stock", "x:stock", STOCK_INPUTS, {})
 PATCHED = Target("runtime-patched", "x:patched", (*STOCK_INPUTS, "patches"), {})

@@ -22,7 +22,7 @@ from scripts.bench.figures import Curve, Figure, Outcome, headings, machine, row
 from scripts.bench.load import register
 from scripts.bench.stream import marker_of, parse
 from scripts.errors import ToolkitError
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 
 # What Kamailio prints if kamailio-extra-modules is missing.
 NO_EVAPI = """\

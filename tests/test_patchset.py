@@ -16,9 +16,9 @@ import pytest
 from rich.console import Console
 
 from scripts import branch, patchset, sources
-from scripts import settings as settings_module
 from scripts.errors import ToolkitError
-from scripts.settings import Settings
+from scripts.pins import settings as settings_module
+from scripts.pins.settings import Settings
 from tests.conftest import AUTHOR, edited, git
 
 AddPatch = Callable[..., Path]

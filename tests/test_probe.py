@@ -16,7 +16,7 @@ import pytest
 
 from scripts import patchset
 from scripts.machine.engine import LABEL
-from scripts.settings import ROOT, Settings
+from scripts.pins.settings import ROOT, Settings
 
 pytestmark = pytest.mark.docker
 

@@ -13,7 +13,7 @@ import pytest
 
 from scripts import provenance, sources
 from scripts.machine import engine
-from scripts.settings import Settings, load
+from scripts.pins.settings import Settings, load
 from tests.conftest import git
 
 

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 from tests import races
 from tests.conftest import RACES
 from tests.races import CASES, Case, Runs

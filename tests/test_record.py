@@ -11,7 +11,7 @@ import pytest
 
 from scripts.capture import Sniffer
 from scripts.model import Result, Verdict
-from scripts.settings import load
+from scripts.pins.settings import load
 from tests import compare, record
 from tests.player import Case, Expected, Stage
 from tests.record import Plugin, Record

@@ -15,7 +15,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine import registry as registry_module
-from scripts.settings import Settings, load
+from scripts.pins.settings import Settings, load
 from tests import registries as registries_module
 
 USER, PASSWORD = "ann", "correct horse"

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts import patchset, releases
+from scripts import patchset
 from scripts.errors import ToolkitError
-from scripts.settings import load
+from scripts.pins import releases
+from scripts.pins.settings import load
 
 
 def pins(*overrides: str, freeswitch: str = "", sofia_sip: str = "") -> dict[str, str]:

@@ -21,8 +21,8 @@ from docker.models.containers import Container
 
 from scripts import patchset
 from scripts.events import EXPIRE, Event
-from scripts.releases import Version
-from scripts.settings import Settings
+from scripts.pins.releases import Version
+from scripts.pins.settings import Settings
 from tests import aside, soak
 from tests.lab import CPUS, DOMAIN, FreeSwitch, Lab
 from tests.sip import Client

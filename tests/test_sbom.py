@@ -12,7 +12,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from scripts import patchset, sbom
-from scripts.settings import Settings, load
+from scripts.pins.settings import Settings, load
 
 LISTING = [
     "libc6\t2.36-9+deb12u13\tamd64\tglibc\t2.36-9+deb12u13",

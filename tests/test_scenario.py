@@ -19,8 +19,8 @@ from scripts.errors import ToolkitError
 from scripts.events import REGISTER, UNREGISTER, Event
 from scripts.machine import engine
 from scripts.model import Result, Verdict
+from scripts.pins.settings import Settings
 from scripts.scenario import CASES, PATCHED, STOCK, VARIANTS, Expectation, Observation, judge
-from scripts.settings import Settings
 from scripts.templates import render
 from tests.wire import CLIENT, SERVER, killed, ms
 

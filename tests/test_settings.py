@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from scripts import patchset
-from scripts import settings as settings_module
 from scripts.errors import ToolkitError
-from scripts.releases import COMMIT
-from scripts.settings import ROOT, load
+from scripts.pins import settings as settings_module
+from scripts.pins.releases import COMMIT
+from scripts.pins.settings import ROOT, load
 
 
 def test_defaults() -> None:

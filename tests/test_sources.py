@@ -19,7 +19,7 @@ from rich.console import Console
 
 from scripts import sources
 from scripts.errors import ToolkitError
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 from tests.conftest import git
 
 

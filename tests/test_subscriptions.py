@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from scripts.events import REGISTER
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 from tests import lab as lab_module
 from tests import player
 from tests.lab import CPUS, DOMAIN, Lab

@@ -14,7 +14,7 @@ from scripts import matrix, report, summary
 from scripts.errors import ToolkitError
 from scripts.matrix import Trial
 from scripts.model import Verdict
-from scripts.settings import Settings
+from scripts.pins.settings import Settings
 from tests.test_report import RUN
 
 JUNIT = """<?xml version="1.0" encoding="utf-8"?>

@@ -8,7 +8,7 @@ import pytest
 
 from scripts import template
 from scripts.errors import ToolkitError
-from scripts.releases import Version
+from scripts.pins.releases import Version
 
 HEAD = "Subject: [PATCH] About %{ event }%\n\ndiff --git a/f.c b/f.c\n--- a/f.c\n+++ b/f.c\n"
 PATCH = (

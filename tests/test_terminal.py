@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from scripts.machine import terminal
-from scripts.settings import ROOT
+from scripts.pins.settings import ROOT
 
 WORK = """
 import rich

@@ -26,8 +26,8 @@ from scripts.errors import ToolkitError
 from scripts.ladder import Kind, Lane
 from scripts.machine import engine
 from scripts.model import Run, Verdict
+from scripts.pins.settings import ROOT, Settings
 from scripts.scenario import CASES, PATCHED, RUN_LABEL, STOCK, Expectation
-from scripts.settings import ROOT, Settings
 from scripts.templates import render
 
 KILLED, LEFT = CASES

@@ -62,7 +62,7 @@ from scripts.bench.measure import Server
 from scripts.bench.offenders import OFFENDERS
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
-from scripts.settings import ROOT, Settings
+from scripts.pins.settings import ROOT, Settings
 from scripts.templates import environment
 
 T = TypeVar("T")

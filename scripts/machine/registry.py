@@ -17,10 +17,10 @@ from docker.models.images import Image
 from rich import get_console
 from rich.console import Console
 
-from scripts import settings as settings_module
 from scripts.errors import ToolkitError
 from scripts.machine import engine
-from scripts.settings import Settings
+from scripts.pins import settings as settings_module
+from scripts.pins.settings import Settings
 
 # Seconds without a sign of life from the engine while it moves layers.
 TIMEOUT = 600

@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
-from scripts import releases
 from scripts.errors import ToolkitError
-from scripts.releases import COMMIT, Pair
+from scripts.pins import releases
+from scripts.pins.releases import COMMIT, Pair
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "invoke.yaml"
 
 # A nua event is a C enumerator, and the ESL subclass ends up in a C string

@@ -12,7 +12,7 @@ import yaml
 
 from scripts.errors import ToolkitError
 
-FILE = Path(__file__).resolve().parent.parent / "releases.yaml"
+FILE = Path(__file__).resolve().parents[2] / "releases.yaml"
 # A release that is named after a branch: newer than all with a number.
 MASTER = "master"
 IN_TREE = "in tree"
