@@ -23,7 +23,8 @@ from in_toto_attestation.v1.statement import Statement
 from scripts import cache, sources
 from scripts.errors import ToolkitError
 from scripts.machine.engine import LABEL
-from scripts.pins.settings import ROOT, Settings
+from scripts.machine.files import ROOT
+from scripts.pins.settings import Settings
 from scripts.provenance import OCI
 
 PREDICATE = "https://slsa.dev/provenance/v1"

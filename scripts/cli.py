@@ -19,7 +19,8 @@ from invoke.tasks import task
 
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
-from scripts.pins.settings import ROOT, Settings, check_environment, load
+from scripts.machine.files import ROOT
+from scripts.pins.settings import Settings, check_environment, load
 
 # Else GitPython, if there is no git, fails when it is imported.
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")

@@ -17,7 +17,8 @@ from scripts import image, provenance
 from scripts.errors import ToolkitError
 from scripts.image import Target
 from scripts.machine import engine
-from scripts.pins.settings import ROOT, Settings
+from scripts.machine.files import ROOT
+from scripts.pins.settings import Settings
 
 DIRECTORY = ROOT / "examples" / "compose"
 # What of the toolkit the subscriber is made of, and the Python packages that it imports.
@@ -29,6 +30,7 @@ TOOLKIT = (
     "scripts/pins/releases.py",
     "scripts/pins/settings.py",
     "scripts/subscriber.py",
+    "scripts/machine/files.py",
     "scripts/machine/terminal.py",
 )
 PACKAGES = ("genesis", "PyYAML", "rich")

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from scripts import matrix, provenance, publish, summary
 from scripts.errors import ToolkitError
-from scripts.pins.settings import ROOT, Settings
+from scripts.machine.files import ROOT
+from scripts.pins.settings import Settings
 from scripts.sources import short
 
 LABEL = "series-does-not-apply"

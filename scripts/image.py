@@ -27,7 +27,8 @@ from rich.console import Console
 from scripts import base, cache, patchset, provenance, sbom, sources
 from scripts.errors import ToolkitError
 from scripts.machine import engine, terminal
-from scripts.pins.settings import ROOT, Settings
+from scripts.machine.files import ROOT
+from scripts.pins.settings import Settings
 from scripts.templates import environment, render
 
 DOCKERFILE = ROOT / "Dockerfile.build"

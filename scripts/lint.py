@@ -17,7 +17,7 @@ from rich.markup import escape
 from scripts import sources
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
-from scripts.pins.settings import ROOT
+from scripts.machine.files import ROOT
 
 WORKFLOWS = ".github/workflows/"
 SHEBANG = re.compile(rb"#!\s*/\S*[/ ](ba)?sh\b")

@@ -11,7 +11,8 @@ from scripts import patchset, sources
 from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
-from scripts.pins.settings import ROOT, Settings
+from scripts.machine.files import ROOT
+from scripts.pins.settings import Settings
 
 OCI = "org.opencontainers.image"
 SERIES = f"{LABEL}.series"

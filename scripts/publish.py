@@ -28,7 +28,8 @@ from scripts import attestation, cache, patchset, sources
 from scripts.errors import ToolkitError
 from scripts.machine import engine, registry
 from scripts.machine.engine import LABEL
-from scripts.pins.settings import ROOT, Settings, repository
+from scripts.machine.files import ROOT
+from scripts.pins.settings import Settings, repository
 from scripts.provenance import MODULE_SET, REVISION, VERSION, project_version
 from scripts.scenario import PATCHED
 from scripts.sources import listing, short

@@ -37,9 +37,10 @@ from scripts.errors import ToolkitError
 from scripts.events import REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable, delay_ms, parse
 from scripts.machine import engine, terminal
 from scripts.machine.engine import LABEL
+from scripts.machine.files import ROOT
 from scripts.machine.terminal import Work
 from scripts.model import Image, Result, Run, Verdict, counted, plural
-from scripts.pins.settings import ROOT, Settings
+from scripts.pins.settings import Settings
 from scripts.templates import render
 
 PATCHED = "patched"

@@ -30,7 +30,8 @@ from rich.console import Console
 
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
-from scripts.pins.settings import FILE, ROOT, Settings, Source
+from scripts.machine.files import ROOT
+from scripts.pins.settings import FILE, Settings, Source
 
 # The committer of the commits that `patchset` makes; other commits are the user's.
 COMMITTER_NAME = "freeswitch-tp-error toolkit"

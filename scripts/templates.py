@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from scripts.pins.settings import ROOT
+from scripts.machine.files import ROOT
 
 TEMPLATES = ROOT / "templates"
 

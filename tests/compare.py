@@ -33,9 +33,10 @@ from scripts.errors import ToolkitError
 from scripts.events import UNREGISTER
 from scripts.machine import terminal
 from scripts.machine.engine import LABEL
+from scripts.machine.files import ROOT
 from scripts.machine.terminal import Work
 from scripts.model import Verdict
-from scripts.pins.settings import ROOT, Settings, load
+from scripts.pins.settings import Settings, load
 from tests import ensemble, player, races
 from tests import lab as lab_module
 from tests.lab import DOMAIN, Lab

@@ -23,7 +23,7 @@ from scripts import base, image
 from scripts import sources as sources_module
 from scripts.errors import ToolkitError
 from scripts.machine import engine
-from scripts.pins import settings as settings_module
+from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings, Source, load
 from tests import lab as lab_module
 from tests import races
@@ -148,7 +148,7 @@ def real_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 @pytest.fixture
 def root() -> Path:
     """Return the root of the project."""
-    return settings_module.ROOT
+    return ROOT
 
 
 def needs_docker() -> None:

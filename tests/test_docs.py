@@ -26,8 +26,9 @@ import tasks
 from scripts import events, sources
 from scripts.bench.suite import PARTS
 from scripts.errors import ToolkitError
+from scripts.machine.files import ROOT
 from scripts.pins import settings
-from scripts.pins.settings import ROOT, Settings
+from scripts.pins.settings import Settings
 from tests.lab import Lab
 from tests.test_inv import made, run
 

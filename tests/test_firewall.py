@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from scripts.pins.settings import ROOT
+from scripts.machine.files import ROOT
 
 LIMIT, TRIED, PORT = 100, 120, 5060
 SERVER = f"""

@@ -15,8 +15,8 @@ import pytest
 from scripts import ladder, latency, page, report
 from scripts.capture import Capture
 from scripts.events import Event
+from scripts.machine.files import ROOT
 from scripts.model import Image, Result, Run, Verdict
-from scripts.pins.settings import ROOT
 from tests.wire import CLIENT, SERVER, Wire, killed, ms, pcap, request
 
 SUBCLASS = "sofia::tp_error_report"

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from scripts import branch, patchset, sources
 from scripts.errors import ToolkitError
-from scripts.pins import settings as settings_module
+from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings
 from tests.conftest import AUTHOR, edited, git
 
@@ -197,7 +197,7 @@ def test_patch_of_a_missing_file_is_named(series: Settings) -> None:
 
 def build_applies(series: Settings) -> bool:
     """Return whether the build's `patch` takes the series of "one"."""
-    script = settings_module.ROOT / "scripts/build-patch.sh"
+    script = ROOT / "scripts/build-patch.sh"
     command: list[str | Path] = ["sh", script, series.patches / "one", series.source("one").path]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 

@@ -16,7 +16,8 @@ import pytest
 
 from scripts import patchset
 from scripts.machine.engine import LABEL
-from scripts.pins.settings import ROOT, Settings
+from scripts.machine.files import ROOT
+from scripts.pins.settings import Settings
 
 pytestmark = pytest.mark.docker
 

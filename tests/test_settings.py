@@ -9,9 +9,10 @@ import pytest
 
 from scripts import patchset
 from scripts.errors import ToolkitError
+from scripts.machine.files import ROOT
 from scripts.pins import settings as settings_module
 from scripts.pins.releases import COMMIT
-from scripts.pins.settings import ROOT, load
+from scripts.pins.settings import load
 
 
 def test_defaults() -> None:

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from scripts.machine import terminal
-from scripts.pins.settings import ROOT
+from scripts.machine.files import ROOT
 
 WORK = """
 import rich

@@ -25,8 +25,9 @@ from scripts.capture import Sniffer
 from scripts.errors import ToolkitError
 from scripts.ladder import Kind, Lane
 from scripts.machine import engine
+from scripts.machine.files import ROOT
 from scripts.model import Run, Verdict
-from scripts.pins.settings import ROOT, Settings
+from scripts.pins.settings import Settings
 from scripts.scenario import CASES, PATCHED, RUN_LABEL, STOCK, Expectation
 from scripts.templates import render
 

@@ -21,7 +21,8 @@ from scripts.bench.stream import Esl, Reader
 from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
-from scripts.pins.settings import ROOT, Settings
+from scripts.machine.files import ROOT
+from scripts.pins.settings import Settings
 from scripts.templates import environment
 
 TEMPLATES = ROOT / "templates" / "bench"

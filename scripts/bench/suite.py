@@ -62,7 +62,8 @@ from scripts.bench.measure import Server
 from scripts.bench.offenders import OFFENDERS
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
-from scripts.pins.settings import ROOT, Settings
+from scripts.machine.files import ROOT
+from scripts.pins.settings import Settings
 from scripts.templates import environment
 
 T = TypeVar("T")

@@ -11,8 +11,9 @@ from pathlib import Path
 import yaml
 
 from scripts.errors import ToolkitError
+from scripts.machine.files import ROOT
 
-FILE = Path(__file__).resolve().parents[2] / "releases.yaml"
+FILE = ROOT / "releases.yaml"
 # A release that is named after a branch: newer than all with a number.
 MASTER = "master"
 IN_TREE = "in tree"

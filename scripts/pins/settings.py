@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from scripts.errors import ToolkitError
+from scripts.machine.files import ROOT
 from scripts.pins import releases
 from scripts.pins.releases import COMMIT, Pair
 
-ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "invoke.yaml"
 
 # A nua event is a C enumerator, and the ESL subclass ends up in a C string
