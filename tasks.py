@@ -29,9 +29,9 @@ def base(context: Context, set_: list[str]) -> None:
 @command(**RELEASES)
 def clone(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: str = "") -> None:
     """Clone the pinned upstreams into build/sources."""
-    from scripts import sources
+    from scripts.sources import trees
 
-    sources.clone(settings(context, set_, freeswitch, sofia_sip))
+    trees.clone(settings(context, set_, freeswitch, sofia_sip))
 
 
 @command(

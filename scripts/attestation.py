@@ -20,12 +20,13 @@ from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenan
 from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement
 
-from scripts import cache, sources
+from scripts import cache
 from scripts.errors import ToolkitError
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings
 from scripts.provenance import OCI
+from scripts.sources import trees
 
 PREDICATE = "https://slsa.dev/provenance/v1"
 # docs/pipeline.md describes them.
@@ -47,7 +48,7 @@ def statement(
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
                 "externalParameters": {
-                    "releases": {source.name: sources.version(source) for source in settings.sources},
+                    "releases": {source.name: trees.version(source) for source in settings.sources},
                     "moduleSet": settings.module_set.name,
                     "modules": list(settings.module_set.modules),
                     "excludedPatches": list(settings.excluded_patches),
@@ -76,7 +77,7 @@ def statement(
 def _toolkit() -> list[dict[str, Any]]:
     """Return this project at its commit; nothing outside of a git clone."""
     try:
-        commit = sources.local(ROOT, "rev-parse", "HEAD").strip()
+        commit = trees.local(ROOT, "rev-parse", "HEAD").strip()
     except ToolkitError:
         return []
     where = {"uri": f"git+{_github()}"} if "GITHUB_REPOSITORY" in os.environ else {"name": "toolkit"}

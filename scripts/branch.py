@@ -20,13 +20,14 @@ from pathlib import Path
 from rich import get_console
 from rich.console import Console
 
-from scripts import patchset, sources, template
+from scripts import patchset, template
 from scripts.errors import ToolkitError
 from scripts.matrix import places
 from scripts.patchset import BYTES, Patch
 from scripts.pins import settings as settings_module
 from scripts.pins.settings import Settings, Source
-from scripts.sources import COMMITTER_EMAIL, COMMITTER_NAME, listing, local, online, short, version
+from scripts.sources import trees
+from scripts.sources.trees import COMMITTER_EMAIL, COMMITTER_NAME, listing, local, online, short, version
 
 BRANCH = "series"
 # One line of context around each change, whatever git is configured to do.
@@ -68,7 +69,7 @@ def import_series(settings: Settings, console: Console | None = None, base: Sett
     base = base or settings_module.load()
     conflicts: list[str] = []
     done: list[str] = []
-    with sources.locked(settings, console):
+    with trees.locked(settings, console):
         for source in settings.sources:
             patchset.own_tree(source)
             _check_branch(source)
@@ -103,7 +104,7 @@ def export_series(settings: Settings, console: Console | None = None, base: Sett
         raise ToolkitError(
             f"setting 'patches.exclude' leaves out {listing(settings.excluded_patches)}: export without it"
         )
-    with sources.locked(settings, console):
+    with trees.locked(settings, console):
         _recover(settings)
         pins = {source.name: source.commit for source in (base or settings_module.load()).sources}
         exported = [
@@ -132,7 +133,7 @@ def _restoring(every: Sequence[Source]) -> Iterator[None]:
     """Put the trees of `every` source, which have no changes, back as they were if something is raised."""
     names = ("--abbrev-ref", "HEAD")
     before = [
-        (source, sources.require(source), local(source.path, "rev-parse", *names).strip(), _tip(source))
+        (source, trees.require(source), local(source.path, "rev-parse", *names).strip(), _tip(source))
         for source in every
     ]
     try:
@@ -163,7 +164,7 @@ def _check_branch(source: Source) -> None:
         raise ToolkitError(
             f"{source.name}: branch {BRANCH} in {short(source.path)} has commits of yours ({listing(mine)}): check it "
             "out and run `inv patches-export`, or rename it "
-            f"(`{sources.git_in(source.path)} branch -m {BRANCH} NAME`)"
+            f"(`{trees.git_in(source.path)} branch -m {BRANCH} NAME`)"
         )
 
 
@@ -204,7 +205,7 @@ def _carry_over(
         files = local(path, "diff", "--name-only", "--diff-filter=U").split()
         return [
             f"{source.name}: conflicts in {listing(files)} of {short(path)}: resolve them, `git add` the files and run "
-            f"`{sources.git_in(path)} cherry-pick --continue`, then `inv patches-export`"
+            f"`{trees.git_in(path)} cherry-pick --continue`, then `inv patches-export`"
             + ("" if files else f" ({error})")
         ]
     patchset.unset(source, "applying")
@@ -268,14 +269,14 @@ def _export(settings: Settings, source: Source, places: bool) -> list[Exported]:
 
 def _commits(source: Source) -> list[str]:
     """Return the commits on the pin, oldest first; ToolkitError if the tree is in no state to export."""
-    tree = sources.require(source)
-    sources.check_idle(source)
-    if changed := sources.changes(source):
+    tree = trees.require(source)
+    trees.check_idle(source)
+    if changed := trees.changes(source):
         raise ToolkitError(
             f"{source.name}: {short(source.path)} has uncommitted changes ({listing(changed)}): "
             "commit them, to the patch they belong to (`git rebase -i`), or discard them"
         )
-    if tree.head != tree.pin and not sources.is_ancestor(source.path, tree.pin):
+    if tree.head != tree.pin and not trees.is_ancestor(source.path, tree.pin):
         raise ToolkitError(
             f"{source.name}: {tree.head[:12]} in {short(source.path)} does not stand on the pin {tree.pin[:12]} "
             f"(or the history is too shallow to tell): check out the branch {BRANCH}, or rebase it onto the pin"
@@ -293,10 +294,10 @@ def _check_imported(settings: Settings, source: Source, commits: Sequence[str]) 
             f"{source.name}: {short(source.path)} is at the pin, and would leave no patches: run `inv patches-import`, "
             f"or check out the branch {BRANCH}"
         )
-    if patches and sources.require(source).config.get("series") != patchset.patches_hash(patches):
+    if patches and trees.require(source).config.get("series") != patchset.patches_hash(patches):
         raise ToolkitError(
             f"{source.name}: {short(settings.patches)} has changed since the import into {short(source.path)}: "
-            f"save your commits (`{sources.git_in(source.path)} branch NAME`), run `inv patches-import` and pick them "
+            f"save your commits (`{trees.git_in(source.path)} branch NAME`), run `inv patches-import` and pick them "
             "again"
         )
 
@@ -378,7 +379,7 @@ def _mail(source: Source, commit: str, directory: str, number: int) -> tuple[str
         text = file.read_bytes().decode(errors=BYTES)
 
         def read(path: str) -> list[str]:
-            return template.split(sources.blob(source.path, f"{commit}^", f"{directory}/{path}" if directory else path))
+            return template.split(trees.blob(source.path, f"{commit}^", f"{directory}/{path}" if directory else path))
 
         return file.name, _tidy(text, read)
 
@@ -515,8 +516,8 @@ def _directories(settings: Settings, upstream: str) -> tuple[Path, Path, Path]:
 def _write(settings: Settings, item: Exported) -> None:
     """Replace the series of one upstream: by two renames, between which a signal leaves what `_recover` mends."""
     target, new, old = _directories(settings, item.upstream)
-    sources.remove(new)
-    sources.remove(old)
+    trees.remove(new)
+    trees.remove(old)
     new.mkdir(parents=True)
     for name, text in item.texts.items():
         (new / name).write_bytes(text.encode(errors=BYTES))
@@ -526,7 +527,7 @@ def _write(settings: Settings, item: Exported) -> None:
                 path.rename(new / path.name)
         target.rename(old)
     new.rename(target)
-    sources.remove(old)
+    trees.remove(old)
 
 
 def _recover(settings: Settings) -> None:
@@ -536,13 +537,13 @@ def _recover(settings: Settings) -> None:
             target, new, old = _directories(settings, upstream)
             if old.exists() and not target.exists():
                 old.rename(target)
-            sources.remove(new)
-            sources.remove(old)
+            trees.remove(new)
+            trees.remove(old)
 
 
 def _adopt(settings: Settings, source: Source) -> None:
     """Make the exported commits the toolkit's own, so that `inv patch` and `inv clone` know them."""
-    tree = sources.require(source)
+    tree = trees.require(source)
     patches = tuple(patchset.render(settings, source))
     if not patches or patchset.is_applied(tree, patches):
         return

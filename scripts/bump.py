@@ -11,13 +11,14 @@ from pathlib import Path
 from rich import get_console
 from rich.console import Console
 
-from scripts import matrix, sources
+from scripts import matrix
 from scripts.errors import ToolkitError
 from scripts.pins import releases
 from scripts.pins import settings as settings_module
 from scripts.pins.releases import IN_TREE, IN_TREE_SOURCES, Pair, Release, Releases, Version
 from scripts.pins.settings import Settings, Source
-from scripts.sources import listing, short
+from scripts.sources import trees
+from scripts.sources.trees import listing, short
 
 TAG = re.compile(r"v\d+\.\d+\.\d+")
 # What the configure.ac of FreeSWITCH asks for.
@@ -113,7 +114,7 @@ def _with_tags(settings: Settings, source: Source, known: Mapping[str, Release],
 def _tags(source: Source) -> dict[str, str]:
     """Return the commits of the tags that name releases, oldest first."""
     tags = {}
-    for reference, commit in sources.references(source, "--tags").items():
+    for reference, commit in trees.references(source, "--tags").items():
         name = reference.removeprefix("refs/tags/")
         # An annotated tag comes twice; the second time, with ^{}, it is the commit.
         if TAG.fullmatch(name.removesuffix("^{}")):
@@ -124,9 +125,9 @@ def _tags(source: Source) -> dict[str, str]:
 def _least(settings: Settings, source: Source, release: Release) -> str:
     """Return the oldest sofia-sip that the FreeSWITCH `release` takes."""
     path = matrix.fetch_release(settings, replace(source, tag=release.tag, commit=release.commit))
-    if sources.local(path, "ls-tree", release.commit, f"{IN_TREE_SOURCES['sofia-sip']}/"):
+    if trees.local(path, "ls-tree", release.commit, f"{IN_TREE_SOURCES['sofia-sip']}/"):
         return IN_TREE
-    match = LEAST.search(sources.online(path, "show", f"{release.commit}:configure.ac"))
+    match = LEAST.search(trees.online(path, "show", f"{release.commit}:configure.ac"))
     if not match:
         raise ToolkitError(f"{source.name} {release.name}: its configure.ac does not say which sofia-sip it needs")
     return f"v{match['version']}"

@@ -8,11 +8,11 @@ from pathlib import Path
 from rich import get_console
 from rich.console import Console
 
-from scripts import sources
 from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.pins.settings import Settings
-from scripts.sources import short
+from scripts.sources import trees
+from scripts.sources.trees import short
 
 
 def clean(
@@ -44,11 +44,11 @@ def _check_trees(settings: Settings, force: bool) -> None:
     for source in settings.sources:
         if not force:
             try:
-                sources.check_unchanged(source)
+                trees.check_unchanged(source)
             except ToolkitError as error:
                 raise ToolkitError(f"{error}, or give --force to lose them") from error
         # Not even force removes a directory that the user made.
-        sources.inspect(source)
+        trees.inspect(source)
 
 
 def _clean_engine(label: str, images: bool) -> list[str]:

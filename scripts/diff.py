@@ -16,11 +16,12 @@ from rich import get_console
 from rich.console import Console
 from rich.table import Table
 
-from scripts import image, provenance, sources
+from scripts import image, provenance
 from scripts.errors import ToolkitError
 from scripts.machine import engine, terminal
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings
+from scripts.sources import trees
 
 AGAIN = "again"
 # What the engine puts into every container.
@@ -94,7 +95,7 @@ def reproduce(settings: Settings, console: Console | None = None) -> bool:
     log = settings.build_directory / "reproduce.log"
     log.unlink(missing_ok=True)
     image.docker_build(settings, context, again, {**engine.IMAGE_LABEL, **patched.labels}, log, console, afresh=True)
-    console.print(f"built again in {time.monotonic() - start:.0f} s, output in {sources.short(log)}")
+    console.print(f"built again in {time.monotonic() - start:.0f} s, output in {trees.short(log)}")
     return show(patched.tag, again.tag, console)
 
 

@@ -20,11 +20,11 @@ from rich import get_console
 from rich.console import Console
 from rich.markup import escape
 
-from scripts import sources
 from scripts.base import INSTALL, debootstrap
 from scripts.errors import ToolkitError
 from scripts.machine import engine, terminal
 from scripts.pins.settings import Settings, Source
+from scripts.sources import trees
 
 PYTHON = (3, 11)
 # Partial clones that a sparse checkout fills, and GIT_CONFIG_GLOBAL.
@@ -159,6 +159,6 @@ def _port(port: int) -> Check:
 
 def _source(source: Source) -> list[Check]:
     name = f"source {source.name}"
-    if why := sources.reachable(source, TIMEOUT):
-        return [Check(name, f"{source.url}: {why}", f"check the network or use --set {sources.key(source)}.url=...")]
-    return [Check(name, f"{source.url} {sources.version(source)}")]
+    if why := trees.reachable(source, TIMEOUT):
+        return [Check(name, f"{source.url}: {why}", f"check the network or use --set {trees.key(source)}.url=...")]
+    return [Check(name, f"{source.url} {trees.version(source)}")]

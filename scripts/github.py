@@ -20,7 +20,7 @@ from scripts import matrix, provenance, publish, summary
 from scripts.errors import ToolkitError
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings
-from scripts.sources import short
+from scripts.sources.trees import short
 
 LABEL = "series-does-not-apply"
 TITLE = "The series does not apply to the newest upstream"

@@ -24,11 +24,12 @@ from docker.errors import NotFound
 from rich import get_console
 from rich.console import Console
 
-from scripts import base, cache, patchset, provenance, sbom, sources
+from scripts import base, cache, patchset, provenance, sbom
 from scripts.errors import ToolkitError
 from scripts.machine import engine, terminal
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings
+from scripts.sources import trees
 from scripts.templates import environment, render
 
 DOCKERFILE = ROOT / "Dockerfile.build"
@@ -101,7 +102,7 @@ def build(settings: Settings, console: Console | None = None) -> Images:
     engine.check_command()
     with engine.connect():
         pass  # Without an engine nothing below is worth its time.
-    sources.clone(settings, console)
+    trees.clone(settings, console)
     patchset.run(settings, console=console)
     base.ensure(settings, console)
     context = make_context(settings)
@@ -139,7 +140,7 @@ def make_context(settings: Settings) -> Path:
     """
     context = settings.build_directory / "context"
     for source in settings.sources:
-        sources.export(source, context / "sources" / f"{source.name}.tar")
+        trees.export(source, context / "sources" / f"{source.name}.tar")
         for name, _ in source.carried:
             (context / "sources" / f"{name}.tar").unlink(missing_ok=True)
     for name in ("patches", CONFIGURATION, SHARE, "scripts"):
@@ -388,6 +389,6 @@ def docker_build(
                 process.wait()
     if process.returncode:
         raise ToolkitError(
-            f"docker build of {tag} failed: {failure or last}; the whole output is in {sources.short(log)}"
+            f"docker build of {tag} failed: {failure or last}; the whole output is in {trees.short(log)}"
         )
     console.print(f"{tag}: {time.monotonic() - start:.0f} s")

@@ -18,14 +18,15 @@ from rich.console import Console
 from rich.table import Table
 from unidiff.patch import Hunk
 
-from scripts import patchset, sources, template
+from scripts import patchset, template
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
 from scripts.patchset import Patch
 from scripts.pins import releases
 from scripts.pins.releases import Pair, Release, Releases
 from scripts.pins.settings import Settings, Source, choose
-from scripts.sources import listing, local
+from scripts.sources import trees
+from scripts.sources.trees import listing, local
 
 MATRIX_FILE = "matrix.json"
 TIP_FILE = "tip.json"
@@ -79,7 +80,7 @@ def run(settings: Settings, console: Console | None = None, tip: bool = False) -
 
 def newest(settings: Settings) -> Pair:
     """Return the newest commits of FreeSWITCH and sofia-sip, pinned or not."""
-    freeswitch, sofia = (sources.tip(settings.source(name)) for name in ("freeswitch", "sofia-sip"))
+    freeswitch, sofia = (trees.tip(settings.source(name)) for name in ("freeswitch", "sofia-sip"))
     return Pair(Release(releases.MASTER, freeswitch), Release(releases.MASTER, sofia))
 
 
@@ -176,8 +177,8 @@ def fetch_release(settings: Settings, source: Source) -> Path:
 def _repository(settings: Settings, source: Source) -> Path:
     path = settings.build_directory / "matrix" / source.name
     if not (path / ".git/config").exists() or _url(path) != source.url:
-        sources.remove(path)
-        sources.make_repository(source, path)
+        trees.remove(path)
+        trees.make_repository(source, path)
     return path
 
 
@@ -209,7 +210,7 @@ def _fetch_commits(path: Path, wanted: Sequence[Source]) -> None:
         f"refs/tags/{source.tag}:refs/tags/{source.tag}" if source.tag else source.commit for source in missing
     ]
     try:
-        sources.online(
+        trees.online(
             path, "fetch", "--quiet", "--force", "--depth=1", "--filter=blob:none", "--no-tags", "origin", *references
         )
     except ToolkitError as error:
@@ -239,7 +240,7 @@ def _fetch_files(path: Path, tasks: Sequence[_Task]) -> None:
     # Else git asks the other side about all that is here first.
     negotiation = ("-c", "fetch.negotiationAlgorithm=noop")
     for start in range(0, len(missing), 1000):
-        sources.online(path, *negotiation, "fetch", *options, "origin", *missing[start : start + 1000])
+        trees.online(path, *negotiation, "fetch", *options, "origin", *missing[start : start + 1000])
 
 
 def _try(path: Path, task: _Task) -> Trial:
@@ -273,7 +274,7 @@ def apply(path: Path, index: Path, mail: Path, context: int | None = None) -> st
     `context` is the number of lines around a change that must match (None: all).
     """
     options = [f"-C{context}"] if context is not None else []
-    return sources.local(
+    return trees.local(
         path, "apply", "--cached", "--verbose", "--whitespace=nowarn", *options, str(mail), index=index, errors=True
     )
 

@@ -24,11 +24,12 @@ from rich.table import Table
 from unidiff.errors import UnidiffParseError
 from unidiff.patch import Line, PatchSet
 
-from scripts import sources, template
+from scripts import template
 from scripts.errors import ToolkitError
 from scripts.pins.releases import IN_TREE_VERSION, Version
 from scripts.pins.settings import Settings, Source
-from scripts.sources import COMMITTER_EMAIL, COMMITTER_NAME, Tree, listing, local, short, version
+from scripts.sources import trees
+from scripts.sources.trees import COMMITTER_EMAIL, COMMITTER_NAME, Tree, listing, local, short, version
 
 NAME = re.compile(r"\d{4}-.+\.patch")
 FAILED_HUNK = re.compile(r"patch failed: (?P<file>.+):(?P<line>\d+)")
@@ -176,7 +177,7 @@ def run(settings: Settings, check_only: bool = False, to_pins: bool = False, con
     """Apply the series, or only check it, or take the trees back to their pins, and print the outcome."""
     if check_only and to_pins:
         raise ToolkitError("--check and --revert exclude each other: give one of them")
-    with sources.locked(settings, console):
+    with trees.locked(settings, console):
         outcomes = check(settings) if check_only else revert(settings) if to_pins else apply(settings)
     show(outcomes, console)
 
@@ -207,7 +208,7 @@ def files(settings: Settings, upstream: str) -> list[Path]:
     Raises ToolkitError on a file or directory that is not named as it should be.
     """
     known = {name for item in settings.sources for name in (item.name, *dict(item.carried))}
-    sources.require_series(settings)
+    trees.require_series(settings)
     for directory in settings.patches.iterdir():
         if directory.is_dir() and directory.name not in known:
             raise ToolkitError(f"{short(directory)}: there is no source of that name, use {listing(sorted(known))}")
@@ -290,7 +291,7 @@ def patches_hash(patches: list[Patch] | tuple[Patch, ...]) -> str:
 
 def check_source(settings: Settings, source: Source, for_build: bool = False) -> Outcome:
     """Check that the series applies to the pin of `source`, like `check`; with git alone, if not `for_build`."""
-    sources.require(source)
+    trees.require(source)
     patches = tuple(render(settings, source))
     if not patches:
         return Outcome(source, "no patches", ())
@@ -378,9 +379,9 @@ def own_tree(source: Source) -> Tree:
     Ends a `git am` of the toolkit that was interrupted. Raises ToolkitError
     if there are changes, commits or an operation of the user.
     """
-    tree = sources.require(source)
-    sources.check_idle(source)
-    changed = set(sources.changes(source))
+    tree = trees.require(source)
+    trees.check_idle(source)
+    changed = set(trees.changes(source))
     where = f"{source.name}: {short(source.path)}"
     if "applying" in tree.config:
         # The tree was clean when the toolkit began: what is on files of its patches, it did itself.
@@ -388,13 +389,13 @@ def own_tree(source: Source) -> Tree:
     if changed:
         raise ToolkitError(
             f"{where} has uncommitted changes ({listing(sorted(changed))}): commit them elsewhere or discard them "
-            f"(`{sources.git_in(source.path)} stash -u`)"
+            f"(`{trees.git_in(source.path)} stash -u`)"
         )
     if tree.foreign:
         raise ToolkitError(
             f"{where} has commits that are not the toolkit's ({listing(tree.foreign)}): save them "
-            f"(`{sources.git_in(source.path)} branch NAME`), then run "
-            f"`{sources.git_in(source.path)} checkout --detach {source.commit}`"
+            f"(`{trees.git_in(source.path)} branch NAME`), then run "
+            f"`{trees.git_in(source.path)} checkout --detach {source.commit}`"
         )
     return tree
 
@@ -436,7 +437,7 @@ def _am(source: Source, mails: list[Path]) -> None:
 
 def to_pin(source: Source) -> None:
     """Check out the pin of a tree that has nothing of the user in it."""
-    tree = sources.require(source)
+    tree = trees.require(source)
     if "applying" in tree.config:
         _abort(source, json.loads(tree.config["applying"]))
     local(source.path, "checkout", "--quiet", "--detach", tree.pin)
@@ -449,13 +450,13 @@ def _abort(source: Source, files: list[str]) -> None:
     for name in ("rebase-apply", "sequencer"):
         shutil.rmtree(source.path / ".git" / name, ignore_errors=True)
     local(source.path, "reset", "--quiet", "--hard")
-    for path in set(sources.changes(source)) & set(files):
+    for path in set(trees.changes(source)) & set(files):
         (source.path / path).unlink()
 
 
 def restore(source: Source, tree: Tree) -> None:
     """Put a tree that had no changes back to the commit and the records that it had, wherever it is now."""
-    files = set(json.loads(sources.require(source).config.get("applying", "[]")))
+    files = set(json.loads(trees.require(source).config.get("applying", "[]")))
     # A checkout that was interrupted leaves files behind, too.
     files.update(local(source.path, "diff", "--name-only", "--no-renames", "-z", tree.head, tree.pin).split("\0"))
     _abort(source, sorted(files))
@@ -470,5 +471,5 @@ def restore(source: Source, tree: Tree) -> None:
 
 def unset(source: Source, name: str) -> None:
     """Forget the record `name` of a tree."""
-    if name in sources.require(source).config:
+    if name in trees.require(source).config:
         local(source.path, "config", "--unset-all", f"toolkit.{name}")

@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from scripts import patchset, sources
+from scripts import patchset
 from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings
+from scripts.sources import trees
 
 OCI = "org.opencontainers.image"
 SERIES = f"{LABEL}.series"
@@ -31,12 +32,12 @@ def project_version(root: Path = ROOT) -> str:
 
 def version(settings: Settings) -> str:
     """Return the version of the patched image: that of FreeSWITCH, and that of the project behind -tp."""
-    return f"{sources.version(settings.source('freeswitch')).removeprefix('v')}-tp{project_version(ROOT)}"
+    return f"{trees.version(settings.source('freeswitch')).removeprefix('v')}-tp{project_version(ROOT)}"
 
 
 def epoch(settings: Settings) -> int:
     """Return SOURCE_DATE_EPOCH: when the newest pinned commit was made, which stands for the time of the build."""
-    return max(sources.committed(source) for source in settings.sources)
+    return max(trees.committed(source) for source in settings.sources)
 
 
 def labels(settings: Settings, patched: bool) -> dict[str, str]:
@@ -44,8 +45,8 @@ def labels(settings: Settings, patched: bool) -> dict[str, str]:
     pins = {}
     for source in settings.sources:
         pins[f"{LABEL}.{source.name}"] = source.commit
-        pins[f"{LABEL}.{source.name}.version"] = sources.version(source)
-    upstream = sources.version(settings.source("freeswitch")).removeprefix("v")
+        pins[f"{LABEL}.{source.name}.version"] = trees.version(source)
+    upstream = trees.version(settings.source("freeswitch")).removeprefix("v")
     every = {
         **pins,
         SERIES: patchset.series_hash(settings) if patched else "",
@@ -79,7 +80,7 @@ def _base_digest(name: str) -> str:
 def _origin() -> str:
     """Return the address that this project was cloned from, without credentials; "" if others can't use it."""
     try:
-        found = urlsplit(sources.online(ROOT, "remote", "get-url", "origin").strip())
+        found = urlsplit(trees.online(ROOT, "remote", "get-url", "origin").strip())
     except ToolkitError:
         return ""
     return f"https://{found.hostname}{found.path}" if found.scheme == "https" else ""
@@ -88,8 +89,8 @@ def _origin() -> str:
 def _revision() -> str:
     """Return the commit of this project, with -dirty behind if there are changes; "" outside of git."""
     try:
-        commit = sources.online(ROOT, "rev-parse", "HEAD").strip()
-        changed = sources.online(ROOT, "status", "--porcelain", env={"GIT_OPTIONAL_LOCKS": "0"}).strip()
+        commit = trees.online(ROOT, "rev-parse", "HEAD").strip()
+        changed = trees.online(ROOT, "status", "--porcelain", env={"GIT_OPTIONAL_LOCKS": "0"}).strip()
     except ToolkitError:
         return ""
     return f"{commit}-dirty" if changed else commit

@@ -24,7 +24,7 @@ from packaging.version import InvalidVersion, Version
 from rich import get_console
 from rich.console import Console
 
-from scripts import attestation, cache, patchset, sources
+from scripts import attestation, cache, patchset
 from scripts.errors import ToolkitError
 from scripts.machine import engine, registry
 from scripts.machine.engine import LABEL
@@ -32,7 +32,8 @@ from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings, repository
 from scripts.provenance import MODULE_SET, REVISION, VERSION, project_version
 from scripts.scenario import PATCHED
-from scripts.sources import listing, short
+from scripts.sources import trees
+from scripts.sources.trees import listing, short
 
 VERIFY_FILE = "verify.json"
 PUSH_FILE = "push.json"
@@ -156,19 +157,19 @@ def version_tags(root: Path = ROOT) -> list[str]:
     work tree has changes.
     """
     own = project_version(root)
-    here = sources.local(root, "tag", "--points-at", "HEAD").split()
+    here = trees.local(root, "tag", "--points-at", "HEAD").split()
     if f"v{own}" not in here:
         has = f"has the tag {listing(here)}" if here else "has no tag"
         raise ToolkitError(
             f"the commit {has}, and pyproject.toml has the version {own}: tag it v{own}, or name tags (--tags edge)"
         )
-    if changed := sources.local(root, "status", "--porcelain").splitlines():
+    if changed := trees.local(root, "status", "--porcelain").splitlines():
         paths = listing(line[3:] for line in changed)
         raise ToolkitError(f"{root} is not v{own}, it has changes ({paths}): commit them, or name tags (--tags edge)")
     mine = Version(own)
     if mine.is_prerelease:
         return [own]
-    others = _released(sources.local(root, "tag", "--list", "v*").split())
+    others = _released(trees.local(root, "tag", "--list", "v*").split())
     kinds = {
         f"{mine.major}.{mine.minor}": [other for other in others if other.release[:2] == mine.release[:2]],
         f"{mine.major}": [other for other in others if other.major == mine.major],
@@ -294,7 +295,7 @@ def _check_built_here(image: Image, settings: Settings, root: Path) -> None:
     expected = {f"{LABEL}.{source.name}": source.commit for source in settings.sources}
     expected[f"{LABEL}.series"] = patchset.series_hash(settings)
     if REVISION in image.labels:
-        expected[REVISION] = sources.local(root, "rev-parse", "HEAD").strip()
+        expected[REVISION] = trees.local(root, "rev-parse", "HEAD").strip()
     for label, value in expected.items():
         if image.labels.get(label) != value:
             raise ToolkitError(

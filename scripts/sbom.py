@@ -17,9 +17,10 @@ from cyclonedx.model.license import LicenseExpression
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
-from scripts import patchset, sources
+from scripts import patchset
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings, Source
+from scripts.sources import trees
 
 LICENSES = {
     "freeswitch": "MPL-1.1",
@@ -86,7 +87,7 @@ def _upstream(settings: Settings, source: Source) -> Component:
     modules = settings.module_set.modules if source.name == "freeswitch" else ()
     return Component(
         name=source.name,
-        version=sources.version(source).removeprefix("v"),
+        version=trees.version(source).removeprefix("v"),
         type=ComponentType.APPLICATION if source.name == "freeswitch" else ComponentType.LIBRARY,
         bom_ref=source.name,
         purl=_github(source),

@@ -31,7 +31,7 @@ from requests.exceptions import RequestException
 from rich import get_console
 from rich.console import Console
 
-from scripts import ladder, report, sources
+from scripts import ladder, report
 from scripts.capture import Capture, Sniffer
 from scripts.errors import ToolkitError
 from scripts.events import REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable, delay_ms, parse
@@ -41,6 +41,7 @@ from scripts.machine.files import ROOT
 from scripts.machine.terminal import Work
 from scripts.model import Image, Result, Run, Verdict, counted, plural
 from scripts.pins.settings import Settings
+from scripts.sources import trees
 from scripts.templates import render
 
 PATCHED = "patched"
@@ -773,7 +774,7 @@ def upstreams(settings: Settings, labels: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for source in settings.sources:
         if commit := labels.get(f"{LABEL}.{source.name}", ""):
-            version = sources.version(source) if commit == source.commit and source.tag else ""
+            version = trees.version(source) if commit == source.commit and source.tag else ""
             found[source.name] = f"{version} ({commit})" if version else commit
     if series := labels.get(f"{LABEL}.series", ""):
         found["patch series"] = series

@@ -16,7 +16,7 @@ from scripts import matrix, publish
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
 from scripts.pins.settings import Settings
-from scripts.sources import short
+from scripts.sources.trees import short
 from scripts.templates import environment
 
 # GitHub takes no more than 1 MiB of a step.

@@ -20,11 +20,11 @@ from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 from scripts import base, image
-from scripts import sources as sources_module
 from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings, Source, load
+from scripts.sources import trees as sources_module
 from tests import lab as lab_module
 from tests import races
 from tests import registries as registries_module

@@ -15,9 +15,10 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
-from scripts import branch, patchset, sources
+from scripts import branch, patchset
 from scripts.errors import ToolkitError
 from scripts.pins.settings import Settings, Source
+from scripts.sources import trees
 from tests.conftest import LINES, edited, git
 
 AddPatch = Callable[..., Path]
@@ -29,7 +30,7 @@ def series(settings: Settings, add_patch: AddPatch) -> Settings:
     add_patch("one", "First", {"src/main.c": [3], "new.c": []})
     add_patch("one", "Second", {"src/main.c": [30, 55], "src/other.c": [10, 50]})
     add_patch("two", "Third", {"src/main.c": [20]})
-    sources.clone(settings)
+    trees.clone(settings)
     branch.import_series(settings)
     branch.export_series(settings)
     return settings
@@ -176,8 +177,8 @@ def blocks(series: Settings, tmp_path: Path) -> Settings:
     for path in (series.patches / "one").iterdir():
         path.unlink()
     settings = dataclasses.replace(series, sources=(one, series.source("two")))
-    sources.remove(one.path)
-    sources.clone(settings)
+    trees.remove(one.path)
+    trees.clone(settings)
     return settings
 
 
@@ -224,8 +225,8 @@ def next_release(series: Settings, upstream: Path) -> Settings:
     git(upstream, "tag", "v2.0")
     one = dataclasses.replace(series.source("one"), tag="v2.0", commit=git(upstream, "rev-parse", "HEAD"))
     following = dataclasses.replace(series, sources=(one, series.source("two")))
-    sources.remove(one.path)
-    sources.clone(following)
+    trees.remove(one.path)
+    trees.clone(following)
     return following
 
 
@@ -348,7 +349,7 @@ def test_interrupted_carrying_over_leaves_the_tree(
     with pytest.raises(KeyboardInterrupt):
         branch.import_series(following, base=series)
     assert everything(following) == before
-    sources.check_idle(one)
+    trees.check_idle(one)
 
 
 def test_export_that_was_interrupted_when_the_patches_were_written(
@@ -454,7 +455,7 @@ def test_interrupted_export_is_taken_back(series: Settings, monkeypatch: pytest.
 
 def test_real_series_is_byte_identical(real_settings: Settings, tmp_path: Path, root: Path) -> None:
     for source in real_settings.sources:
-        if why := sources.reachable(source):
+        if why := trees.reachable(source):
             pytest.skip(f"{source.url}: {why}")
     for name in ("freeswitch", "sofia-sip"):
         (tmp_path / "patches" / name).mkdir(parents=True)
@@ -462,7 +463,7 @@ def test_real_series_is_byte_identical(real_settings: Settings, tmp_path: Path, 
             (tmp_path / "patches" / name / path.name).write_bytes(path.read_bytes())
     settings = dataclasses.replace(real_settings, patches=tmp_path / "patches")
     before = files(settings)
-    sources.clone(settings)
+    trees.clone(settings)
     branch.import_series(settings)
     branch.export_series(settings)
     assert files(settings) == before

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from scripts import clean, sources
+from scripts import clean
 from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.pins.settings import Settings
+from scripts.sources import trees
 from tests.conftest import needs_docker
 
 
@@ -49,7 +50,7 @@ def kinds(label: str) -> tuple[int, int, int]:
 
 
 def test_clean_removes_only_what_has_the_label(settings: Settings, label: str) -> None:
-    sources.clone(settings)
+    trees.clone(settings)
     (settings.build_directory / "report").mkdir()
     removed = clean.clean(settings, label=label)
     assert kinds(label) == (0, 0, 0)
@@ -74,7 +75,7 @@ def test_container_that_somebody_runs_from_the_image_stays(settings: Settings, l
 
 
 def test_clean_keeps_what_it_is_told_to(settings: Settings, label: str) -> None:
-    sources.clone(settings)
+    trees.clone(settings)
     (settings.build_directory / "report").mkdir()
     clean.clean(settings, sources=False, images=False, label=label)
     assert kinds(label) == (0, 0, 1)
@@ -83,7 +84,7 @@ def test_clean_keeps_what_it_is_told_to(settings: Settings, label: str) -> None:
 
 
 def test_clean_spares_local_changes(settings: Settings, label: str) -> None:
-    sources.clone(settings)
+    trees.clone(settings)
     file = settings.sources[1].path / "README"
     file.write_text("mine\n")
     with pytest.raises(ToolkitError, match=r"two: .* has local changes \(README\).*--force"):
@@ -103,7 +104,7 @@ def test_clean_never_removes_a_directory_of_the_user(settings: Settings, label: 
 
 def test_clean_without_docker(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
-    sources.clone(settings)
+    trees.clone(settings)
     with pytest.raises(ToolkitError, match=r"Docker engine not reachable .*DOCKER_HOST"):
         clean.clean(settings)
     assert all(source.path.exists() for source in settings.sources)

@@ -23,12 +23,13 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 import tasks
-from scripts import events, sources
+from scripts import events
 from scripts.bench.suite import PARTS
 from scripts.errors import ToolkitError
 from scripts.machine.files import ROOT
 from scripts.pins import settings
 from scripts.pins.settings import Settings
+from scripts.sources import trees
 from tests.lab import Lab
 from tests.test_inv import made, run
 
@@ -389,7 +390,7 @@ def test_lines_that_need_nothing(project: Path) -> None:
 
 def test_lines_that_need_the_upstreams(project: Path, real_settings: Settings) -> None:
     for source in real_settings.sources:
-        if why := sources.reachable(source):
+        if why := trees.reachable(source):
             pytest.skip(f"the commands of docs/ that fetch sources are not tested: {source.url}: {why}")
     before = {path.name: path.read_bytes() for path in project.glob("patches/*/*.patch")}
     for line in ONLINE:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import bump, matrix, sources
+from scripts import bump, matrix
 from scripts.errors import ToolkitError
 from scripts.pins import releases
 from scripts.pins.releases import Release, Releases
 from scripts.pins.settings import Settings, Source
+from scripts.sources import trees
 from tests.conftest import LINES, TAG, edited, git
 
 CONFIGURE = "PKG_CHECK_MODULES([SOFIA_SIP], [sofia-sip-ua >= {}])\n"
@@ -234,7 +235,7 @@ def test_bump_to_an_unknown_tag(world: World) -> None:
 
 def test_series_applies_to_every_real_release(real_settings: Settings) -> None:
     for source in real_settings.sources:
-        if why := sources.reachable(source):
+        if why := trees.reachable(source):
             pytest.skip(f"{source.url}: {why}")
     found = matrix.try_all(real_settings, releases.load(), Console(quiet=True))
     assert [(trial.release, trial.why) for trial in found if not trial.applies] == []

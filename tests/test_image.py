@@ -12,11 +12,12 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from scripts import image, sources
+from scripts import image
 from scripts.errors import ToolkitError
 from scripts.image import STOCK_INPUTS, Target
 from scripts.machine import engine
 from scripts.pins.settings import Settings, load
+from scripts.sources import trees
 
 STOCK = Target("runtime-stock", "x:stock", STOCK_INPUTS, {})
 PATCHED = Target("runtime-patched", "x:patched", (*STOCK_INPUTS, "patches"), {})
@@ -95,7 +96,7 @@ def test_upstream_in_the_tree_of_another_has_no_sources_of_its_own(settings: Set
     sofia, freeswitch = dataclasses.replace(one, name="sofia-sip"), dataclasses.replace(two, name="freeswitch")
     settings = dataclasses.replace(settings, sources=(sofia, freeswitch), patches=settings.patches / "none")
     settings.patches.mkdir()
-    sources.clone(settings, Console(quiet=True))
+    trees.clone(settings, Console(quiet=True))
     context = image.make_context(settings)
     assert {file.name for file in (context / "sources").glob("*.tar")} == {"sofia-sip.tar", "freeswitch.tar"}
     carrier = dataclasses.replace(freeswitch, carried=(("sofia-sip", "src"),))
@@ -216,7 +217,7 @@ BUILDKIT = """#1 [internal] load build definition from Dockerfile.build
 def test_steps_that_take_long_are_shown(
     printed: str, step: str, settings: Settings, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources.clone(settings, Console(quiet=True))
+    trees.clone(settings, Console(quiet=True))
     docker = tmp_path / "bin/docker"
     docker.parent.mkdir()
     docker.write_text(f"#!/bin/sh\ncat <<'END'\n{printed}END\n")

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import branch, patchset, sources
+from scripts import branch, patchset
 from scripts.errors import ToolkitError
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings
+from scripts.sources import trees
 from tests.conftest import AUTHOR, edited, git
 
 AddPatch = Callable[..., Path]
@@ -30,7 +31,7 @@ def series(settings: Settings, add_patch: AddPatch) -> Settings:
     add_patch("one", "First", {"src/main.c": [3], "new.c": []})
     add_patch("one", "Second", {"src/main.c": [3, 30, 55], "src/other.c": [10, 50]})
     add_patch("two", "Third", {"src/main.c": [20]})
-    sources.clone(settings)
+    trees.clone(settings)
     return settings
 
 
@@ -137,7 +138,7 @@ def test_apply_commits_the_series(series: Settings) -> None:
     assert git(path, "log", "--format=%s", f"{series.source('one').commit}..").splitlines() == ["Second", "First"]
     assert git(path, "log", "-1", "--format=%ae %ce %cI").split() == [
         "ann@example.org",
-        sources.COMMITTER_EMAIL,
+        trees.COMMITTER_EMAIL,
         "2024-05-06T07:08:09Z",
     ]
     assert "changed 30\n" in (path / "src/main.c").read_text()
@@ -151,7 +152,7 @@ def test_apply_gives_the_same_commits_whatever_the_user_configured(series: Setti
         shutil.rmtree(source.path)
     for name, value in {"commit.gpgSign": "true", "apply.whitespace": "fix", "am.threeWay": "true"}.items():
         subprocess.run(["git", "config", "--global", name, value], check=True)
-    sources.clone(series)
+    trees.clone(series)
     patchset.apply(series)
     assert [git(source.path, "rev-parse", "HEAD") for source in series.sources] == commits
 
@@ -288,8 +289,8 @@ def interrupted(series: Settings) -> Path:
     mail.write_text(patch_file(series, "0002").read_text().replace("-line 30", "-line thirty"))
     environment = {
         **os.environ,
-        "GIT_COMMITTER_NAME": sources.COMMITTER_NAME,
-        "GIT_COMMITTER_EMAIL": sources.COMMITTER_EMAIL,
+        "GIT_COMMITTER_NAME": trees.COMMITTER_NAME,
+        "GIT_COMMITTER_EMAIL": trees.COMMITTER_EMAIL,
     }
     command = ["git", "am", "--quiet", str(patch_file(series, "0001")), str(mail)]
     assert subprocess.run(command, cwd=source.path, env=environment, capture_output=True, check=False).returncode
@@ -318,7 +319,7 @@ def test_interrupted_am_of_the_user_is_left_alone(series: Settings) -> None:
 
 def forget_one(series: Settings) -> None:
     """Do what `inv clean` does before it removes the tree of "one"."""
-    sources.check_unchanged(series.source("one"))
+    trees.check_unchanged(series.source("one"))
 
 
 @pytest.mark.parametrize("action", [patchset.apply, patchset.revert, branch.import_series, forget_one])
@@ -378,9 +379,9 @@ def test_check_and_revert_exclude_each_other(settings: Settings) -> None:
 
 def test_real_series_applies_and_reverts(real_settings: Settings) -> None:
     for source in real_settings.sources:
-        if why := sources.reachable(source):
+        if why := trees.reachable(source):
             pytest.skip(f"{source.url}: {why}")
-    sources.clone(real_settings)
+    trees.clone(real_settings)
     outcomes = patchset.apply(real_settings)
     for outcome in outcomes:
         commits = git(outcome.source.path, "rev-list", "--count", f"{outcome.source.commit}..HEAD")
@@ -434,7 +435,7 @@ def test_failure_that_is_none_of_the_patch(series: Settings, monkeypatch: pytest
             raise ToolkitError("one: git apply failed: unable to write file: No space left on device")
         return local(path, *arguments, **options)  # type: ignore[arg-type]
 
-    local = sources.local
+    local = trees.local
     monkeypatch.setattr(patchset, "local", full)
     with pytest.raises(ToolkitError) as error:
         patchset.run(series, check_only=True)

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts import provenance, sources
+from scripts import provenance
 from scripts.machine import engine
 from scripts.pins.settings import Settings, load
+from scripts.sources import trees
 from tests.conftest import git
 
 
@@ -31,7 +32,7 @@ def project(tmp_path: Path, upstream: Callable[[str], Path], monkeypatch: pytest
 @pytest.fixture
 def cloned(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Return the project's settings, with pins of a known date."""
-    monkeypatch.setattr(sources, "committed", lambda source: 1_700_000_000)
+    monkeypatch.setattr(trees, "committed", lambda source: 1_700_000_000)
     return load(overrides=["build.source_url=https://git.example.org/toolkit"])
 
 

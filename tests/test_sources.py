@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import sources
 from scripts.errors import ToolkitError
 from scripts.pins.settings import Settings
+from scripts.sources import trees
 from tests.conftest import git
 
 
@@ -30,7 +30,7 @@ def change(settings: Settings, **values: object) -> Settings:
 
 
 def test_clone_is_shallow_and_sparse(settings: Settings) -> None:
-    results = sources.clone(settings)
+    results = trees.clone(settings)
     assert [result.fresh for result in results] == [True, True]
     for source in settings.sources:
         assert git(source.path, "rev-parse", "HEAD") == source.commit
@@ -42,24 +42,24 @@ def test_clone_is_shallow_and_sparse(settings: Settings) -> None:
 
 
 def test_clone_again_does_nothing(settings: Settings) -> None:
-    sources.clone(settings)
+    trees.clone(settings)
     (settings.sources[0].path / "mine").write_text("mine")
     for name in ("one", "two"):
         shutil.rmtree(settings.sources[0].path.parents[2] / "upstream" / name)
     start = time.monotonic()
-    assert [result.fresh for result in sources.clone(settings)] == [False, False]
+    assert [result.fresh for result in trees.clone(settings)] == [False, False]
     assert time.monotonic() - start < 0.5
     assert (settings.sources[0].path / "mine").exists()
 
 
 def test_clone_of_a_commit_without_a_tag(settings: Settings) -> None:
     settings = change(settings, tag="")
-    sources.clone(settings)
+    trees.clone(settings)
     assert git(settings.sources[0].path, "rev-parse", "HEAD") == settings.sources[0].commit
 
 
 def test_clone_prints_plain_lines_without_a_terminal(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    sources.clone(settings, Console(force_terminal=False))
+    trees.clone(settings, Console(force_terminal=False))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"one: cloning v1.0 from {settings.sources[0].url}"
     assert "one: receiving objects" in lines
@@ -70,7 +70,7 @@ def test_clone_prints_plain_lines_without_a_terminal(settings: Settings, capsys:
 def test_pin_mismatch_keeps_nothing(settings: Settings) -> None:
     pinned = "0123456789" * 4
     with pytest.raises(ToolkitError) as error:
-        sources.clone(change(settings, commit=pinned))
+        trees.clone(change(settings, commit=pinned))
     for part in ("one", "v1.0", settings.sources[0].commit, pinned, "sources.one.commit"):
         assert part in str(error.value)
     assert list(settings.sources[0].path.parent.iterdir()) == []
@@ -79,7 +79,7 @@ def test_pin_mismatch_keeps_nothing(settings: Settings) -> None:
 def test_unreachable_source(settings: Settings, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/nowhere"
     with pytest.raises(ToolkitError) as error:
-        sources.clone(change(settings, url=url))
+        trees.clone(change(settings, url=url))
     message = str(error.value)
     assert "\n" not in message
     assert url in message and "does not appear to be a git repository" in message
@@ -89,12 +89,12 @@ def test_unreachable_source(settings: Settings, tmp_path: Path) -> None:
 
 def test_tag_that_does_not_exist(settings: Settings) -> None:
     with pytest.raises(ToolkitError, match=r"has no tag v9: correct sources\.one\.tag"):
-        sources.clone(change(settings, tag="v9"))
+        trees.clone(change(settings, tag="v9"))
 
 
 def test_commit_that_does_not_exist(settings: Settings) -> None:
     with pytest.raises(ToolkitError, match=r"has no commit (0123456789){4}: correct sources\.one\.commit"):
-        sources.clone(change(settings, tag="", commit="0123456789" * 4))
+        trees.clone(change(settings, tag="", commit="0123456789" * 4))
 
 
 def test_repository_that_lacks_a_file(settings: Settings) -> None:
@@ -104,7 +104,7 @@ def test_repository_that_lacks_a_file(settings: Settings) -> None:
     with pytest.raises(
         ToolkitError, match=rf"one: .* has v1\.0, but not all of its files \(object {blob} is missing\)"
     ):
-        sources.clone(settings)
+        trees.clone(settings)
     assert list(settings.sources[0].path.parent.iterdir()) == []
 
 
@@ -115,12 +115,12 @@ def test_module_that_does_not_exist_keeps_what_was_there(settings: Settings, tmp
     git(tmp_path / "upstream/one", "commit", "--quiet", "--message=Module")
     commit = git(tmp_path / "upstream/one", "rev-parse", "HEAD")
     settings = change(settings, tag="", commit=commit, modules=("say/mod_say_en",))
-    sources.clone(settings)
+    trees.clone(settings)
     other = change(settings, exclude=(), modules=("say/mod_say_en", "say/mod_say_xx", "say/mod_say_en.c"))
     expected = f"one: {commit[:12]} has no module say/mod_say_xx, say/mod_say_en.c: correct the setting build.modules"
     with pytest.raises(ToolkitError, match=re.escape(expected)):
-        sources.clone(other)
-    assert [result.fresh for result in sources.clone(settings)] == [False, False]
+        trees.clone(other)
+    assert [result.fresh for result in trees.clone(settings)] == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_full_disk_is_not_put_down_to_the_network(
     monkeypatch.setenv("PATH", f"{helper.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("GIT_ALLOW_PROTOCOL", "full")
     with pytest.raises(ToolkitError) as error:
-        sources.clone(change(settings, url="full://host/x"))
+        trees.clone(change(settings, url="full://host/x"))
     assert str(error.value).startswith(
         f"one: cannot write v1.0 to {settings.sources[0].path.parent} ({why}): make room there"
     )
@@ -149,11 +149,11 @@ def test_full_disk_is_not_put_down_to_the_network(
 
 def test_remedy_can_be_pasted(settings: Settings, tmp_path: Path) -> None:
     spaced = change(settings, path=tmp_path / "my trees/one")
-    sources.clone(spaced)
+    trees.clone(spaced)
     path = spaced.sources[0].path
     (path / ".git/MERGE_HEAD").touch()
     with pytest.raises(ToolkitError) as error:
-        sources.check_idle(spaced.sources[0])
+        trees.check_idle(spaced.sources[0])
     (command,) = re.findall(r"`(git -C [^`]*) --abort`", str(error.value))
     assert shlex.split(command) == ["git", "-C", str(path), "merge"]
 
@@ -162,40 +162,40 @@ def test_leftover_of_an_interrupted_clone_is_removed(settings: Settings) -> None
     leftover = settings.sources[0].path.with_name(".one.partial")
     (leftover / ".git").mkdir(parents=True)
     (leftover / ".git/HEAD").write_text("half done")
-    sources.clone(settings)
+    trees.clone(settings)
     assert sorted(path.name for path in leftover.parent.iterdir()) == ["one", "two"]
 
 
 def test_changed_pin_clones_again(settings: Settings) -> None:
-    sources.clone(settings)
+    trees.clone(settings)
     changed = change(settings, exclude=("/win32/", "/src/other.c"))
-    assert [result.fresh for result in sources.clone(changed)] == [True, False]
+    assert [result.fresh for result in trees.clone(changed)] == [True, False]
     assert not (settings.sources[0].path / "src/other.c").exists()
     assert sorted(path.name for path in settings.sources[0].path.parent.iterdir()) == ["one", "two"]
 
 
 def test_pattern_can_be_taken_back(settings: Settings, tmp_path: Path) -> None:
     changed = change(settings, exclude=("/src/**", "!/src/other.c"))
-    sources.clone(changed)
+    trees.clone(changed)
     tree = changed.sources[0].path
     assert [path.name for path in (tree / "src").iterdir()] == ["other.c"]
-    sources.export(changed.sources[0], tmp_path / "one.tar")
+    trees.export(changed.sources[0], tmp_path / "one.tar")
     with tarfile.open(tmp_path / "one.tar") as tar:
         assert [name for name in tar.getnames() if name.startswith("src/")] == ["src/other.c"]
 
 
 def test_changed_pin_spares_an_uncommitted_change(settings: Settings) -> None:
-    sources.clone(settings)
+    trees.clone(settings)
     file = settings.sources[0].path / "README"
     file.write_text("mine\n")
     with pytest.raises(ToolkitError, match=r"one: .* has local changes \(README\)"):
-        sources.clone(change(settings, exclude=()))
+        trees.clone(change(settings, exclude=()))
     assert file.read_text() == "mine\n"
 
 
 @pytest.mark.parametrize("keep", [["checkout", "--quiet", "-b", "mine"], []])
 def test_changed_pin_spares_a_commit(settings: Settings, keep: list[str]) -> None:
-    sources.clone(settings)
+    trees.clone(settings)
     path = settings.sources[0].path
     if keep:
         git(path, *keep)
@@ -204,31 +204,31 @@ def test_changed_pin_spares_a_commit(settings: Settings, keep: list[str]) -> Non
     if keep:
         git(path, "checkout", "--quiet", "--detach", settings.sources[0].commit)
     with pytest.raises(ToolkitError, match="My work"):
-        sources.clone(change(settings, exclude=()))
+        trees.clone(change(settings, exclude=()))
     assert "My work" in git(path, "log", "--format=%s", "HEAD", "--all")
 
 
 def test_clone_refuses_another_checkout(settings: Settings) -> None:
-    sources.clone(settings)
+    trees.clone(settings)
     git(settings.sources[0].path, "commit", "--quiet", "--allow-empty", "--message=My work")
     with pytest.raises(ToolkitError, match=r"has local changes .*My work"):
-        sources.clone(settings)
+        trees.clone(settings)
 
 
 def test_directory_that_is_not_a_clone(settings: Settings) -> None:
     settings.sources[0].path.mkdir(parents=True)
     (settings.sources[0].path / "mine").write_text("mine")
     with pytest.raises(ToolkitError, match=r"was not made by `inv clone`"):
-        sources.clone(settings)
+        trees.clone(settings)
     assert (settings.sources[0].path / "mine").exists()
 
 
 def test_export(settings: Settings, tmp_path: Path) -> None:
-    sources.clone(settings)
+    trees.clone(settings)
     source = settings.sources[0]
     (source.path / "README").write_text("changed\n")
     target = tmp_path / "out/one.tar"
-    sources.export(source, target)
+    trees.export(source, target)
     with tarfile.open(target) as tar:
         members = {member.name: member for member in tar}
         assert list(members) == ["README", "build.sh", "link", "src/main.c", "src/other.c"]
@@ -240,30 +240,30 @@ def test_export(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_export_is_deterministic(settings: Settings, tmp_path: Path) -> None:
-    sources.clone(settings)
+    trees.clone(settings)
     source = settings.sources[0]
     first, second = tmp_path / "first.tar", tmp_path / "second.tar"
-    sources.export(source, first)
+    trees.export(source, first)
     shutil.rmtree(source.path)
-    sources.clone(settings)
-    sources.export(source, second)
+    trees.clone(settings)
+    trees.export(source, second)
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_export_again_does_nothing(settings: Settings, tmp_path: Path) -> None:
-    sources.clone(settings)
+    trees.clone(settings)
     source, target = settings.sources[0], tmp_path / "one.tar"
-    sources.export(source, target)
+    trees.export(source, target)
     before = target.stat().st_mtime_ns
-    sources.export(source, target)
+    trees.export(source, target)
     assert target.stat().st_mtime_ns == before
     wider = change(settings, exclude=())
     with pytest.raises(ToolkitError, match=r"was cloned for other settings of one: run `inv clone`"):
-        sources.export(wider.sources[0], target)
+        trees.export(wider.sources[0], target)
 
 
 def test_export_of_an_incomplete_tree(settings: Settings, tmp_path: Path) -> None:
-    sources.clone(settings)
+    trees.clone(settings)
     source = settings.sources[0]
     blob = git(source.path, "rev-parse", "HEAD:README")
     packs = source.path / ".git/objects/pack"
@@ -275,15 +275,15 @@ def test_export_of_an_incomplete_tree(settings: Settings, tmp_path: Path) -> Non
             subprocess.run(["git", "unpack-objects", "-q"], cwd=source.path, stdin=stream, check=True)
     (source.path / ".git/objects" / blob[:2] / blob[2:]).unlink()
     with pytest.raises(ToolkitError, match="is incomplete"):
-        sources.export(source, tmp_path / "one.tar")
+        trees.export(source, tmp_path / "one.tar")
     assert not list(tmp_path.glob("one.tar*"))
 
 
 def test_clone_waits_for_another_run(settings: Settings) -> None:
     output = io.StringIO()
     with ThreadPoolExecutor() as pool:
-        with sources.locked(settings, make=True):
-            other = pool.submit(sources.clone, settings, Console(file=output))
+        with trees.locked(settings, make=True):
+            other = pool.submit(trees.clone, settings, Console(file=output))
             deadline = time.monotonic() + 10
             while "waiting for another run" not in output.getvalue() and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -295,18 +295,18 @@ def test_clone_waits_for_another_run(settings: Settings) -> None:
 
 def test_reachable(settings: Settings, tmp_path: Path) -> None:
     source = settings.sources[0]
-    assert sources.reachable(source) == ""
-    assert sources.reachable(dataclasses.replace(source, tag="v9")) == "there is no tag v9"
-    assert "repository" in sources.reachable(dataclasses.replace(source, url=f"file://{tmp_path}/nowhere"))
+    assert trees.reachable(source) == ""
+    assert trees.reachable(dataclasses.replace(source, tag="v9")) == "there is no tag v9"
+    assert "repository" in trees.reachable(dataclasses.replace(source, url=f"file://{tmp_path}/nowhere"))
 
 
 def test_real_upstreams(real_settings: Settings, tmp_path: Path) -> None:
     for source in real_settings.sources:
-        if why := sources.reachable(source):
+        if why := trees.reachable(source):
             pytest.skip(f"{source.url}: {why}")
-    sources.clone(real_settings)
+    trees.clone(real_settings)
     for source in real_settings.sources:
-        sources.export(source, tmp_path / f"{source.name}.tar")
+        trees.export(source, tmp_path / f"{source.name}.tar")
         with tarfile.open(tmp_path / f"{source.name}.tar") as tar:
             exported = {member.name for member in tar}
         assert exported == set(git(source.path, "ls-files").splitlines()) - {
@@ -315,10 +315,10 @@ def test_real_upstreams(real_settings: Settings, tmp_path: Path) -> None:
 
 
 def test_clone_leaves_the_trees_if_the_series_is_not_there(settings: Settings) -> None:
-    sources.clone(settings, Console(quiet=True))
+    trees.clone(settings, Console(quiet=True))
     path = settings.sources[0].path
     before = path.stat().st_ino
     astray = dataclasses.replace(settings, patches=settings.patches / "nowhere")
     with pytest.raises(ToolkitError, match=r"nowhere is not a directory: correct the setting 'patches\.directory'"):
-        sources.clone(astray, Console(quiet=True))
+        trees.clone(astray, Console(quiet=True))
     assert path.stat().st_ino == before

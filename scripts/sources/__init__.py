@@ -1,0 +1,4 @@
+"""The pinned upstreams, cloned.
+
+`trees`: clone them, look at their trees, export them
+"""
