@@ -66,9 +66,9 @@ def bump(
             reasons.append(str(error))
             console.print(f"{error}: passed over", soft_wrap=True)
             continue
-        trials = matrix.try_release(settings, pair, console)
-        matrix.show(trials, console)
-        if all(trial.applies for trial in trials):
+        found = matrix.try_release(settings, pair, console)
+        matrix.show(found, console)
+        if all(trial.applies for trial in found):
             _write(pair, known, pins, table)
             other = f" with sofia-sip {pair.sofia_sip.name}" if pair.sofia_sip else ""
             console.print(f"pinned freeswitch {name}{other}: run `inv verify`, then commit")

@@ -25,7 +25,7 @@ AddPatch = Callable[..., Path]
 
 
 @pytest.fixture
-def series(settings: Settings, add_patch: AddPatch) -> Settings:
+def prepared(settings: Settings, add_patch: AddPatch) -> Settings:
     """Return settings with two patches for "one", one for "two", all as an export writes them."""
     add_patch("one", "First", {"src/main.c": [3], "new.c": []})
     add_patch("one", "Second", {"src/main.c": [30, 55], "src/other.c": [10, 50]})
@@ -53,119 +53,119 @@ def commit_all(path: Path, message: str) -> None:
     git(path, "commit", "--quiet", f"--message={message}")
 
 
-def test_import_makes_a_branch(series: Settings) -> None:
-    path = tree(series)
+def test_import_makes_a_branch(prepared: Settings) -> None:
+    path = tree(prepared)
     assert git(path, "branch", "--show-current") == branch.BRANCH
-    assert git(path, "log", "--format=%s", f"{series.source('one').commit}..").splitlines() == ["Second", "First"]
+    assert git(path, "log", "--format=%s", f"{prepared.source('one').commit}..").splitlines() == ["Second", "First"]
 
 
-def test_export_writes_no_noise(series: Settings) -> None:
-    text = patch_file(series, "0002").read_text()
+def test_export_writes_no_noise(prepared: Settings) -> None:
+    text = patch_file(prepared, "0002").read_text()
     assert text.startswith(f"From {'0' * 40} Mon Sep 17 00:00:00 2001\n")
     assert "\nindex " not in text and "\n-- \n" not in text
     assert "@@ -29,3 +29,3 @@\n line 29\n-line 30\n+changed 30\n line 31\n" in text
 
 
-def test_round_trip_changes_nothing(series: Settings) -> None:
-    before = files(series)
+def test_round_trip_changes_nothing(prepared: Settings) -> None:
+    before = files(prepared)
     for _ in range(2):
-        branch.import_series(series)
-        assert not any(item.changed for item in branch.export_series(series))
-    assert files(series) == before
+        branch.import_series(prepared)
+        assert not any(item.changed for item in branch.export_series(prepared))
+    assert files(prepared) == before
 
 
-def test_edited_commit_is_exported_and_the_others_stay(series: Settings) -> None:
-    before = files(series)
-    edited(tree(series) / "src/other.c", 20)
-    git(tree(series), "commit", "--quiet", "--all", "--amend", "--no-edit")
+def test_edited_commit_is_exported_and_the_others_stay(prepared: Settings) -> None:
+    before = files(prepared)
+    edited(tree(prepared) / "src/other.c", 20)
+    git(tree(prepared), "commit", "--quiet", "--all", "--amend", "--no-edit")
     output = io.StringIO()
-    branch.export_series(series, Console(file=output, width=500))
+    branch.export_series(prepared, Console(file=output, width=500))
     assert output.getvalue().splitlines() == [
-        f"one: 1 of 2 patches written in {series.patches}",
-        f"two: 1 patches unchanged in {series.patches}",
+        f"one: 1 of 2 patches written in {prepared.patches}",
+        f"two: 1 patches unchanged in {prepared.patches}",
     ]
-    after = files(series)
-    assert [name for name in after if after[name] != before.get(name)] == [str(patch_file(series, "0002"))]
-    assert "+changed 20\n" in patch_file(series, "0002").read_text()
+    after = files(prepared)
+    assert [name for name in after if after[name] != before.get(name)] == [str(patch_file(prepared, "0002"))]
+    assert "+changed 20\n" in patch_file(prepared, "0002").read_text()
     # The toolkit knows its own series again, and nothing keeps it from the tree.
-    assert patchset.apply(series)[0].action == patchset.ALREADY
-    branch.import_series(series)
+    assert patchset.apply(prepared)[0].action == patchset.ALREADY
+    branch.import_series(prepared)
 
 
-def test_new_and_dropped_commits(series: Settings) -> None:
-    path = tree(series)
+def test_new_and_dropped_commits(prepared: Settings) -> None:
+    path = tree(prepared)
     git(path, "reset", "--quiet", "--hard", "HEAD~1")
     edited(path / "src/other.c", 40)
-    (path / "src/other.c").write_text((path / "src/other.c").read_text() + f"{series.nua_event}\n")
+    (path / "src/other.c").write_text((path / "src/other.c").read_text() + f"{prepared.nua_event}\n")
     commit_all(path, "Another one")
-    item = branch.export_series(series)[0]
-    names = [file.name for file in sorted((series.patches / "one").iterdir())]
+    item = branch.export_series(prepared)[0]
+    names = [file.name for file in sorted((prepared.patches / "one").iterdir())]
     assert names == ["0001-first.patch", "0002-Another-one.patch"]
     assert (item.written, item.removed) == (("0002-Another-one.patch",), ("0002-second.patch",))
-    assert "+%{ nua_event }%\n" in patch_file(series, "0002").read_text()
-    assert branch.export_series(series)[0].changed is False
+    assert "+%{ nua_event }%\n" in patch_file(prepared, "0002").read_text()
+    assert branch.export_series(prepared)[0].changed is False
 
 
-def test_conditions_and_variables_survive(series: Settings) -> None:
-    path = patch_file(series, "0001")
+def test_conditions_and_variables_survive(prepared: Settings) -> None:
+    path = patch_file(prepared, "0001")
     text = path.read_text()
     condition = '%[ if one < "0.9" ]%\n line two\n%[ else ]%\n line 2\n%[ endif ]%\n'
     assert text.count(" line 2\n") == 1
     path.write_text(text.replace(" line 2\n", condition).replace("+changed 3\n", "+%{ nua_event }%\n"))
     written = path.read_bytes()
-    branch.import_series(series)
-    edited(tree(series) / "src/main.c", 57)
-    commit_all(tree(series), "More")
-    branch.export_series(series)
+    branch.import_series(prepared)
+    edited(tree(prepared) / "src/main.c", 57)
+    commit_all(tree(prepared), "More")
+    branch.export_series(prepared)
     assert path.read_bytes() == written
-    edited(tree(series) / "src/main.c", 2)
-    commit_all(tree(series), "More still")
-    git(tree(series), "reset", "--quiet", "--soft", series.source("one").commit)
-    commit_all(tree(series), "First")
-    before = files(series)
+    edited(tree(prepared) / "src/main.c", 2)
+    commit_all(tree(prepared), "More still")
+    git(tree(prepared), "reset", "--quiet", "--soft", prepared.source("one").commit)
+    commit_all(tree(prepared), "First")
+    before = files(prepared)
     with pytest.raises(ToolkitError, match=r"0001-first\.patch:\d+: the line depends on a condition"):
-        branch.export_series(series)
-    assert files(series) == before
+        branch.export_series(prepared)
+    assert files(prepared) == before
 
 
-def test_patch_that_depends_on_a_condition_as_a_whole(series: Settings) -> None:
-    path = patch_file(series, "0001")
+def test_patch_that_depends_on_a_condition_as_a_whole(prepared: Settings) -> None:
+    path = patch_file(prepared, "0001")
     head, separator, diff = path.read_text().partition("diff --git ")
     text = f'{head}%[ if one >= "1.0" ]%\n{separator}{diff}%[ endif ]%\n'
     path.write_text(text)
-    branch.import_series(series)
-    assert not branch.export_series(series)[0].changed
+    branch.import_series(prepared)
+    assert not branch.export_series(prepared)[0].changed
     # Its lines can be edited, and files come before the first and behind the last.
-    edited(tree(series) / "src/main.c", 57)
-    (tree(series) / "added.c").write_text("new\n")
-    (tree(series) / "zoo.c").write_text("new\n")
-    git(tree(series), "add", "--all")
-    git(tree(series), "reset", "--quiet", "--soft", series.source("one").commit)
-    commit_all(tree(series), "First")
-    branch.export_series(series)
-    written = patch_file(series, "0001").read_text()
+    edited(tree(prepared) / "src/main.c", 57)
+    (tree(prepared) / "added.c").write_text("new\n")
+    (tree(prepared) / "zoo.c").write_text("new\n")
+    git(tree(prepared), "add", "--all")
+    git(tree(prepared), "reset", "--quiet", "--soft", prepared.source("one").commit)
+    commit_all(tree(prepared), "First")
+    branch.export_series(prepared)
+    written = patch_file(prepared, "0001").read_text()
     assert written.startswith(f'{head}%[ if one >= "1.0" ]%\ndiff --git a/added.c ')
     assert "+changed 57\n" in written and written.endswith("+new\n%[ endif ]%\n")
     assert written.count("%[") == 2
 
 
-def test_patch_that_is_left_out_keeps_its_file_and_number(series: Settings) -> None:
-    path = patch_file(series, "0001")
+def test_patch_that_is_left_out_keeps_its_file_and_number(prepared: Settings) -> None:
+    path = patch_file(prepared, "0001")
     head, separator, diff = path.read_text().partition("diff --git ")
     path.write_text(f'{head}%[ if one >= "1.1" ]%\n{separator}{diff}%[ endif ]%\n')
-    before = files(series)
-    assert [patch.name[:4] for patch in patchset.render(series, series.source("one"))] == ["0002"]
-    branch.import_series(series)
-    assert not branch.export_series(series)[0].changed
-    edited(tree(series) / "src/other.c", 40)
-    commit_all(tree(series), "Third")
-    branch.export_series(series)
-    assert {name: text for name, text in files(series).items() if name in before} == before
-    assert [name.name[:4] for name in sorted((series.patches / "one").iterdir())] == ["0001", "0002", "0003"]
+    before = files(prepared)
+    assert [patch.name[:4] for patch in patchset.render(prepared, prepared.source("one"))] == ["0002"]
+    branch.import_series(prepared)
+    assert not branch.export_series(prepared)[0].changed
+    edited(tree(prepared) / "src/other.c", 40)
+    commit_all(tree(prepared), "Third")
+    branch.export_series(prepared)
+    assert {name: text for name, text in files(prepared).items() if name in before} == before
+    assert [name.name[:4] for name in sorted((prepared.patches / "one").iterdir())] == ["0001", "0002", "0003"]
 
 
 @pytest.fixture
-def blocks(series: Settings, tmp_path: Path) -> Settings:
+def blocks(prepared: Settings, tmp_path: Path) -> Settings:
     """Return settings with a release of "one" that has the same block of lines twice, and no patches for it."""
     upstream = tmp_path / "upstream/one"
     block = ["{\n", "\n", "}\n"]
@@ -173,10 +173,10 @@ def blocks(series: Settings, tmp_path: Path) -> Settings:
     git(upstream, "commit", "--quiet", "--all", "--message=Blocks")
     commit = git(upstream, "rev-parse", "HEAD")
     git(upstream, "tag", "v2.0")
-    one = dataclasses.replace(series.source("one"), tag="v2.0", commit=commit)
-    for path in (series.patches / "one").iterdir():
+    one = dataclasses.replace(prepared.source("one"), tag="v2.0", commit=commit)
+    for path in (prepared.patches / "one").iterdir():
         path.unlink()
-    settings = dataclasses.replace(series, sources=(one, series.source("two")))
+    settings = dataclasses.replace(prepared, sources=(one, prepared.source("two")))
     trees.remove(one.path)
     trees.clone(settings)
     return settings
@@ -219,30 +219,30 @@ def test_joined_hunks_have_as_much_context_above_as_below(blocks: Settings, tmp_
     assert files(blocks) == before
 
 
-def next_release(series: Settings, upstream: Path) -> Settings:
+def next_release(prepared: Settings, upstream: Path) -> Settings:
     """Commit what is in `upstream` as v2.0 of one; return the settings that pin it, with its tree."""
     git(upstream, "commit", "--quiet", "--all", "--message=Next")
     git(upstream, "tag", "v2.0")
-    one = dataclasses.replace(series.source("one"), tag="v2.0", commit=git(upstream, "rev-parse", "HEAD"))
-    following = dataclasses.replace(series, sources=(one, series.source("two")))
+    one = dataclasses.replace(prepared.source("one"), tag="v2.0", commit=git(upstream, "rev-parse", "HEAD"))
+    following = dataclasses.replace(prepared, sources=(one, prepared.source("two")))
     trees.remove(one.path)
     trees.clone(following)
     return following
 
 
-def test_carried_over_to_a_new_release_with_conflicts(series: Settings, tmp_path: Path) -> None:
+def test_carried_over_to_a_new_release_with_conflicts(prepared: Settings, tmp_path: Path) -> None:
     upstream = tmp_path / "upstream/one"
     edited(upstream / "src/other.c", 10, 51)
-    following = next_release(series, upstream)
+    following = next_release(prepared, upstream)
     one = following.source("one")
-    before = files(series)
+    before = files(prepared)
     with pytest.raises(ToolkitError, match=r"one: conflicts in src/other\.c of .*cherry-pick --continue"):
-        branch.import_series(following, base=series)
+        branch.import_series(following, base=prepared)
     assert "<<<<<<<" in (one.path / "src/other.c").read_text()
     for action in (branch.import_series, branch.export_series):
         with pytest.raises(ToolkitError, match=r"one: .* is in the middle of a `git cherry-pick`"):
             action(following)
-    assert files(series) == before
+    assert files(prepared) == before
     text = (one.path / "src/other.c").read_text()
     kept = [line for line in text.splitlines() if not line.startswith(("<<<<<<<", "=======", ">>>>>>>"))]
     (one.path / "src/other.c").write_text("\n".join(dict.fromkeys(kept)) + "\n")
@@ -252,16 +252,16 @@ def test_carried_over_to_a_new_release_with_conflicts(series: Settings, tmp_path
     assert patchset.apply(following)[0].action == patchset.ALREADY
 
 
-def test_export_from_another_release_leaves_the_line_numbers(series: Settings, tmp_path: Path) -> None:
+def test_export_from_another_release_leaves_the_line_numbers(prepared: Settings, tmp_path: Path) -> None:
     upstream = tmp_path / "upstream/one"
     (upstream / "src/main.c").write_text("// more\n" * 9 + "".join(LINES))
-    following = next_release(series, upstream)
-    before = files(series)
-    branch.import_series(following, base=series)
-    branch.export_series(following, base=series)
-    assert files(series) == before
+    following = next_release(prepared, upstream)
+    before = files(prepared)
+    branch.import_series(following, base=prepared)
+    branch.export_series(following, base=prepared)
+    assert files(prepared) == before
     branch.export_series(following, base=following)
-    assert "@@ -38,3 +38,3 @@\n line 29\n" in patch_file(series, "0002").read_text()
+    assert "@@ -38,3 +38,3 @@\n line 29\n" in patch_file(prepared, "0002").read_text()
 
 
 def everything(settings: Settings) -> list[str]:
@@ -294,24 +294,24 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str
     ("module", "words"), [(branch, "checkout --quiet -B"), (patchset, "am"), (patchset, "checkout --quiet --detach")]
 )
 def test_interrupted_import_leaves_the_trees(
-    series: Settings, monkeypatch: pytest.MonkeyPatch, module: ModuleType, words: str, start: str
+    prepared: Settings, monkeypatch: pytest.MonkeyPatch, module: ModuleType, words: str, start: str
 ) -> None:
     if start == "pin":
-        patchset.revert(series)
-        for source in series.sources:
+        patchset.revert(prepared)
+        for source in prepared.sources:
             git(source.path, "branch", "-D", branch.BRANCH)
-    text = patch_file(series, "0001").read_text()
-    patch_file(series, "0001").write_text(text.replace("+changed 3\n", "+changed by hand\n"))
-    before = everything(series)
-    interrupt(monkeypatch, module, "local", tree(series, "two"), words)
+    text = patch_file(prepared, "0001").read_text()
+    patch_file(prepared, "0001").write_text(text.replace("+changed 3\n", "+changed by hand\n"))
+    before = everything(prepared)
+    interrupt(monkeypatch, module, "local", tree(prepared, "two"), words)
     with pytest.raises(KeyboardInterrupt):
-        branch.import_series(series)
-    assert everything(series) == before
-    branch.import_series(series)
+        branch.import_series(prepared)
+    assert everything(prepared) == before
+    branch.import_series(prepared)
 
 
-def test_am_that_was_killed_is_cleared_away(series: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = everything(series)
+def test_am_that_was_killed_is_cleared_away(prepared: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = everything(prepared)
 
     def killed(source: Source, mails: list[Path]) -> None:
         (source.path / ".git/rebase-apply").mkdir()
@@ -322,99 +322,99 @@ def test_am_that_was_killed_is_cleared_away(series: Settings, monkeypatch: pytes
     monkeypatch.setattr(patchset, "_am", killed)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            branch.import_series(series)
-        assert everything(series) == before
+            branch.import_series(prepared)
+        assert everything(prepared) == before
 
 
-def test_import_that_fails_in_the_second_tree_leaves_the_first(series: Settings) -> None:
-    path = next((series.patches / "two").iterdir())
+def test_import_that_fails_in_the_second_tree_leaves_the_first(prepared: Settings) -> None:
+    path = next((prepared.patches / "two").iterdir())
     path.write_text(path.read_text().replace("-line 20\n", "-line twenty\n"))
-    text = patch_file(series, "0001").read_text()
-    patch_file(series, "0001").write_text(text.replace("+changed 3\n", "+changed by hand\n"))
-    before = everything(series)
+    text = patch_file(prepared, "0001").read_text()
+    patch_file(prepared, "0001").write_text(text.replace("+changed 3\n", "+changed by hand\n"))
+    before = everything(prepared)
     with pytest.raises(ToolkitError, match=r"hunk 1 of src/main\.c .* does not apply to two v1\.0"):
-        branch.import_series(series, base=series)
-    assert everything(series) == before
+        branch.import_series(prepared, base=prepared)
+    assert everything(prepared) == before
 
 
 def test_interrupted_carrying_over_leaves_the_tree(
-    series: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upstream = tmp_path / "upstream/one"
     edited(upstream / "src/other.c", 10, 51)
-    following = next_release(series, upstream)
+    following = next_release(prepared, upstream)
     one = following.source("one")
     before = everything(following)
     interrupt(monkeypatch, branch, "online", one.path, "-c merge.renames=false cherry-pick")
     with pytest.raises(KeyboardInterrupt):
-        branch.import_series(following, base=series)
+        branch.import_series(following, base=prepared)
     assert everything(following) == before
     trees.check_idle(one)
 
 
 def test_export_that_was_interrupted_when_the_patches_were_written(
-    series: Settings, monkeypatch: pytest.MonkeyPatch
+    prepared: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edited(tree(series) / "README", 1)
-    commit_all(tree(series), "Fourth")
-    interrupt(monkeypatch, patchset, "local", tree(series), "am")
+    edited(tree(prepared) / "README", 1)
+    commit_all(tree(prepared), "Fourth")
+    interrupt(monkeypatch, patchset, "local", tree(prepared), "am")
     with pytest.raises(KeyboardInterrupt):
-        branch.export_series(series)
-    assert git(tree(series), "log", "-1", "--format=%s", branch.BRANCH) == "Fourth"
-    assert not any(item.changed for item in branch.export_series(series))
-    assert patchset.apply(series)[0].action == patchset.ALREADY
+        branch.export_series(prepared)
+    assert git(tree(prepared), "log", "-1", "--format=%s", branch.BRANCH) == "Fourth"
+    assert not any(item.changed for item in branch.export_series(prepared))
+    assert patchset.apply(prepared)[0].action == patchset.ALREADY
 
 
-def test_edited_tree_is_left_alone(series: Settings) -> None:
-    edited(tree(series, "two") / "src/main.c", 7)
-    before = files(series)
+def test_edited_tree_is_left_alone(prepared: Settings) -> None:
+    edited(tree(prepared, "two") / "src/main.c", 7)
+    before = files(prepared)
     with pytest.raises(ToolkitError, match=r"two: .* has uncommitted changes \(src/main\.c\)"):
-        branch.import_series(series)
+        branch.import_series(prepared)
     with pytest.raises(ToolkitError, match=r"two: .* has uncommitted changes \(src/main\.c\): commit them"):
-        branch.export_series(series)
-    assert files(series) == before
+        branch.export_series(prepared)
+    assert files(prepared) == before
 
 
-def test_work_that_was_not_exported_is_left_alone(series: Settings) -> None:
-    path = tree(series)
+def test_work_that_was_not_exported_is_left_alone(prepared: Settings) -> None:
+    path = tree(prepared)
     edited(path / "src/main.c", 7)
     commit_all(path, "Mine")
     with pytest.raises(ToolkitError, match=r"one: .* has commits that are not the toolkit's .*Mine"):
-        branch.import_series(series)
-    git(path, "checkout", "--quiet", "--detach", series.source("one").commit)
+        branch.import_series(prepared)
+    git(path, "checkout", "--quiet", "--detach", prepared.source("one").commit)
     with pytest.raises(ToolkitError, match=r"one: branch series .* has commits of yours .*Mine"):
-        branch.import_series(series)
+        branch.import_series(prepared)
 
 
-def test_tree_that_does_not_stand_on_the_pin(series: Settings) -> None:
-    path = tree(series)
+def test_tree_that_does_not_stand_on_the_pin(prepared: Settings) -> None:
+    path = tree(prepared)
     git(path, "checkout", "--quiet", "--orphan", "other")
     git(path, "commit", "--quiet", "--message=Alone")
-    before = files(series)
+    before = files(prepared)
     with pytest.raises(ToolkitError, match=r"one: .* does not stand on the pin .*history is too shallow"):
-        branch.export_series(series)
-    assert files(series) == before
+        branch.export_series(prepared)
+    assert files(prepared) == before
 
 
-def test_patches_that_the_tree_was_not_made_from_are_not_overwritten(series: Settings) -> None:
-    path = patch_file(series, "0001")
+def test_patches_that_the_tree_was_not_made_from_are_not_overwritten(prepared: Settings) -> None:
+    path = patch_file(prepared, "0001")
     path.write_text(path.read_text().replace("+changed 3\n", "+changed by hand\n"))
-    before = files(series)
+    before = files(prepared)
     with pytest.raises(ToolkitError, match=r"one: .*patches has changed since the import into"):
-        branch.export_series(series)
-    branch.import_series(series)
-    assert "changed by hand\n" in (tree(series) / "src/main.c").read_text()
-    patchset.revert(series)
+        branch.export_series(prepared)
+    branch.import_series(prepared)
+    assert "changed by hand\n" in (tree(prepared) / "src/main.c").read_text()
+    patchset.revert(prepared)
     with pytest.raises(ToolkitError, match=r"one: .* is at the pin, and would leave no patches"):
-        branch.export_series(series)
-    assert files(series) == before
+        branch.export_series(prepared)
+    assert files(prepared) == before
 
 
-def test_merge_and_empty_commits(series: Settings) -> None:
-    path = tree(series)
+def test_merge_and_empty_commits(prepared: Settings) -> None:
+    path = tree(prepared)
     git(path, "commit", "--quiet", "--allow-empty", "--message=Nothing")
     with pytest.raises(ToolkitError, match=r"one: commit \w+ in .* changes nothing: drop it"):
-        branch.export_series(series)
+        branch.export_series(prepared)
     git(path, "reset", "--quiet", "--hard", "HEAD~1")
     git(path, "checkout", "--quiet", "-b", "side", "HEAD~1")
     edited(path / "README", 1)
@@ -422,20 +422,20 @@ def test_merge_and_empty_commits(series: Settings) -> None:
     git(path, "checkout", "--quiet", branch.BRANCH)
     git(path, "merge", "--quiet", "--no-edit", "side")
     with pytest.raises(ToolkitError, match=r"one: \w+ is a merge"):
-        branch.export_series(series)
+        branch.export_series(prepared)
 
 
-def test_excluded_patch_is_not_lost(series: Settings) -> None:
-    before = files(series)
+def test_excluded_patch_is_not_lost(prepared: Settings) -> None:
+    before = files(prepared)
     with pytest.raises(ToolkitError, match=r"'patches\.exclude' leaves out one/0002: export without it"):
-        branch.export_series(dataclasses.replace(series, excluded_patches=("one/0002",)))
-    assert files(series) == before
+        branch.export_series(dataclasses.replace(prepared, excluded_patches=("one/0002",)))
+    assert files(prepared) == before
 
 
-def test_interrupted_export_is_taken_back(series: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = files(series)
-    edited(tree(series) / "README", 1)
-    commit_all(tree(series), "Fourth")
+def test_interrupted_export_is_taken_back(prepared: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = files(prepared)
+    edited(tree(prepared) / "README", 1)
+    commit_all(tree(prepared), "Fourth")
     rename = Path.rename
 
     def killed(path: Path, target: str | os.PathLike[str]) -> Path:
@@ -445,10 +445,10 @@ def test_interrupted_export_is_taken_back(series: Settings, monkeypatch: pytest.
 
     monkeypatch.setattr(Path, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
-        branch.export_series(series)
+        branch.export_series(prepared)
     monkeypatch.undo()
-    branch.export_series(series)
-    after = files(series)
+    branch.export_series(prepared)
+    after = files(prepared)
     assert {name: after[name] for name in before} == before
     assert [Path(name).name for name in after if name not in before] == ["0003-Fourth.patch"]
 

@@ -91,7 +91,7 @@ def with_freeswitch(known: Releases, *more: Release) -> Releases:
     return dataclasses.replace(known, freeswitch={**known.freeswitch, **{item.name: item for item in more}})
 
 
-def trials(world: World, *more: Release) -> dict[str, matrix.Trial]:
+def tried(world: World, *more: Release) -> dict[str, matrix.Trial]:
     found = matrix.try_all(world.settings, with_freeswitch(world.known(), *more), Console(quiet=True))
     return {trial.release: trial for trial in found if trial.upstream == "freeswitch"}
 
@@ -105,7 +105,7 @@ def test_offset_and_failure(world: World) -> None:
     fuzzy = Release("v1.2.0", world.release(world.freeswitch, "v1.2.0"), "v1.0.0")
     edited(main, 20)
     other = Release("v1.3.0", world.release(world.freeswitch, "v1.3.0"), "v1.0.0")
-    found = trials(world, moved, fuzzy, other)
+    found = tried(world, moved, fuzzy, other)
     assert [(trial.applies, trial.offset, trial.fuzz) for trial in found.values()] == [
         (True, 0, 0),
         (True, 7, 0),
@@ -118,7 +118,7 @@ def test_offset_and_failure(world: World) -> None:
 def test_hunk_that_fits_in_several_places_does_not_apply(world: World) -> None:
     (world.freeswitch / "src/main.c").write_text("".join(LINES) * 2)
     twice = Release("v1.1.0", world.release(world.freeswitch, "v1.1.0"), "v1.0.0")
-    trial = trials(world, twice)["v1.1.0"]
+    trial = tried(world, twice)["v1.1.0"]
     assert not trial.applies
     assert trial.why.endswith("hunk 1 of src/main.c fits in several places (lines 19, 79)")
 
@@ -126,7 +126,7 @@ def test_hunk_that_fits_in_several_places_does_not_apply(world: World) -> None:
 def test_hunk_that_only_the_build_refuses_does_not_apply(world: World) -> None:
     mail = world.settings.patches / "freeswitch/0001-change.patch"
     mail.write_text(mail.read_text().replace("@@ -19,3 +19,3 @@\n", "@@ -18,4 +18,4 @@\n line 18\n"))
-    trial = trials(world)["v1.0.0"]
+    trial = tried(world)["v1.0.0"]
     assert not trial.applies
     where = "hunk 1 of src/main.c (@@ -18,4) has 2 lines of context above and 1 below"
     assert trial.why.startswith(f"0001-change.patch: {where}, and is not at the end of the file")
@@ -136,12 +136,12 @@ def test_series_in_the_tree_of_another(world: World) -> None:
     (world.freeswitch / "libs/sofia-sip/src").mkdir(parents=True)
     (world.freeswitch / "libs/sofia-sip/src/main.c").write_text("".join(LINES))
     inside = Release("v1.1.0", world.release(world.freeswitch, "v1.1.0"), releases.IN_TREE)
-    trial = trials(world, inside)["v1.1.0"]
+    trial = tried(world, inside)["v1.1.0"]
     assert (trial.carried, trial.hunks, trial.applies) == (("sofia-sip",), 2, True)
 
 
 def test_only_the_files_that_the_series_touches_are_fetched(world: World) -> None:
-    trials(world)
+    tried(world)
     path = world.settings.build_directory / "matrix/freeswitch"
     present = git(path, "cat-file", "--batch-all-objects", "--batch-check=%(objectname)").split()
     wanted, other = (git(world.freeswitch, "rev-parse", f"HEAD:{name}") for name in ("src/main.c", "README"))
@@ -159,7 +159,7 @@ def test_report(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tag_that_has_moved(world: World) -> None:
     git(world.freeswitch, "tag", "--force", "v1.0.0", TAG)
     before = (world.pins.read_bytes(), world.table.read_bytes())
-    for action in (world.bump, lambda: trials(world)):
+    for action in (world.bump, lambda: tried(world)):
         with pytest.raises(ToolkitError, match=r"freeswitch: tag v1\.0\.0 of .* is commit .*, but releases\.yaml has"):
             action()
     assert (world.pins.read_bytes(), world.table.read_bytes()) == before
@@ -170,7 +170,7 @@ def test_unreachable(world: World) -> None:
     nowhere = dataclasses.replace(first, url="file:///nowhere")
     world.settings = dataclasses.replace(world.settings, sources=(nowhere, second))
     with pytest.raises(ToolkitError, match=r"freeswitch: cannot fetch its releases from file:///nowhere"):
-        trials(world)
+        tried(world)
     with pytest.raises(ToolkitError, match=r"freeswitch: cannot list the references of file:///nowhere"):
         world.bump()
 

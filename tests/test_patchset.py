@@ -26,7 +26,7 @@ AddPatch = Callable[..., Path]
 
 
 @pytest.fixture
-def series(settings: Settings, add_patch: AddPatch) -> Settings:
+def prepared(settings: Settings, add_patch: AddPatch) -> Settings:
     """Return settings with two patches for "one", one for "two", and the trees cloned."""
     add_patch("one", "First", {"src/main.c": [3], "new.c": []})
     add_patch("one", "Second", {"src/main.c": [3, 30, 55], "src/other.c": [10, 50]})
@@ -59,45 +59,45 @@ def patch_file(settings: Settings, start: str) -> Path:
     return next((settings.patches / "one").glob(f"{start}*.patch"))
 
 
-def test_render(series: Settings) -> None:
-    replace(patch_file(series, "0001"), "+changed 3", "+%{ nua_event }% {{ x }} {% y %} %{ esl_event }%")
-    first, second = patchset.render(series, series.source("one"))
+def test_render(prepared: Settings) -> None:
+    replace(patch_file(prepared, "0001"), "+changed 3", "+%{ nua_event }% {{ x }} {% y %} %{ esl_event }%")
+    first, second = patchset.render(prepared, prepared.source("one"))
     assert (first.name, first.subject) == ("0001-first.patch", "First")
-    assert f"+{series.nua_event} {{{{ x }}}} {{% y %}} {series.esl_event}\n" in first.text
+    assert f"+{prepared.nua_event} {{{{ x }}}} {{% y %}} {prepared.esl_event}\n" in first.text
     assert [dataclasses.astuple(file) for file in second.diffstat] == [("src/main.c", 2, 2), ("src/other.c", 2, 2)]
 
 
-def test_unknown_variable(series: Settings) -> None:
-    path = patch_file(series, "0001")
+def test_unknown_variable(prepared: Settings) -> None:
+    path = patch_file(prepared, "0001")
     replace(path, "+changed 3", "+%{ nua_evnt }%")
     line = 1 + path.read_text().splitlines().index("+%{ nua_evnt }%")
     with pytest.raises(
         ToolkitError, match=rf"0001-first\.patch:{line}: unknown variable 'nua_evnt': use nua_event, esl"
     ):
-        patchset.render(series, series.source("one"))
+        patchset.render(prepared, prepared.source("one"))
 
 
-def test_template_error(series: Settings) -> None:
-    path = patch_file(series, "0001")
+def test_template_error(prepared: Settings) -> None:
+    path = patch_file(prepared, "0001")
     replace(path, "+changed 3", "+%{ nua_event")
     with pytest.raises(ToolkitError, match=r"0001-first\.patch:\d+: "):
-        patchset.render(series, series.source("one"))
+        patchset.render(prepared, prepared.source("one"))
 
 
-def test_corrupt_diff(series: Settings) -> None:
-    path = patch_file(series, "0002")
+def test_corrupt_diff(prepared: Settings) -> None:
+    path = patch_file(prepared, "0002")
     replace(path, " line 32\n", "")
     with pytest.raises(ToolkitError, match=r"0002-second\.patch:\d+: "):
-        patchset.render(series, series.source("one"))
+        patchset.render(prepared, prepared.source("one"))
 
 
-def test_hunk_that_git_cannot_read(series: Settings) -> None:
-    path = patch_file(series, "0002")
+def test_hunk_that_git_cannot_read(prepared: Settings) -> None:
+    path = patch_file(prepared, "0002")
     lines = path.read_text().splitlines(keepends=True)
     number = next(number for number, line in enumerate(lines) if line.startswith("@@ "))
     path.write_text("".join([*lines[:number], "@@ -x @@\n", *lines[number + 1 :]]))
     with pytest.raises(ToolkitError, match=rf"0002-second\.patch:{number + 1}: git can't read the diff there: take"):
-        patchset.check(series)
+        patchset.check(prepared)
 
 
 @pytest.mark.parametrize(
@@ -108,34 +108,34 @@ def test_hunk_that_git_cannot_read(series: Settings) -> None:
         ("From: A <a@example.org>\r\n", "carriage returns"),
     ],
 )
-def test_not_a_patch(series: Settings, content: str, message: str) -> None:
-    patch_file(series, "0001").write_bytes(content.encode())
+def test_not_a_patch(prepared: Settings, content: str, message: str) -> None:
+    patch_file(prepared, "0001").write_bytes(content.encode())
     with pytest.raises(ToolkitError, match=rf"0001-first\.patch: .*{message}"):
-        patchset.render(series, series.source("one"))
+        patchset.render(prepared, prepared.source("one"))
 
 
-def test_badly_named_files(series: Settings) -> None:
-    patch_file(series, "0001").rename(series.patches / "one/first.patch")
+def test_badly_named_files(prepared: Settings) -> None:
+    patch_file(prepared, "0001").rename(prepared.patches / "one/first.patch")
     with pytest.raises(ToolkitError, match=r"first\.patch: name it NNNN-"):
-        patchset.render(series, series.source("one"))
-    (series.patches / "three").mkdir()
+        patchset.render(prepared, prepared.source("one"))
+    (prepared.patches / "three").mkdir()
     with pytest.raises(ToolkitError, match="three: there is no source of that name, use one, two"):
-        patchset.render(series, series.source("one"))
+        patchset.render(prepared, prepared.source("one"))
 
 
-def test_series_hash(series: Settings) -> None:
-    before = patchset.series_hash(series)
-    assert before.startswith(patchset.short_hash(series)) and len(patchset.short_hash(series)) == 12
-    assert patchset.series_hash(dataclasses.replace(series, nua_event="nua_i_other")) == before
-    patch_file(series, "0001").rename(series.patches / "one/0001-other.patch")
-    assert patchset.series_hash(series) != before
+def test_series_hash(prepared: Settings) -> None:
+    before = patchset.series_hash(prepared)
+    assert before.startswith(patchset.short_hash(prepared)) and len(patchset.short_hash(prepared)) == 12
+    assert patchset.series_hash(dataclasses.replace(prepared, nua_event="nua_i_other")) == before
+    patch_file(prepared, "0001").rename(prepared.patches / "one/0001-other.patch")
+    assert patchset.series_hash(prepared) != before
 
 
-def test_apply_commits_the_series(series: Settings) -> None:
-    outcomes = patchset.apply(series)
+def test_apply_commits_the_series(prepared: Settings) -> None:
+    outcomes = patchset.apply(prepared)
     assert [outcome.action for outcome in outcomes] == ["applied", "applied"]
-    path = series.source("one").path
-    assert git(path, "log", "--format=%s", f"{series.source('one').commit}..").splitlines() == ["Second", "First"]
+    path = prepared.source("one").path
+    assert git(path, "log", "--format=%s", f"{prepared.source('one').commit}..").splitlines() == ["Second", "First"]
     assert git(path, "log", "-1", "--format=%ae %ce %cI").split() == [
         "ann@example.org",
         trees.COMMITTER_EMAIL,
@@ -145,92 +145,92 @@ def test_apply_commits_the_series(series: Settings) -> None:
     assert git(path, "status", "--porcelain") == ""
 
 
-def test_apply_gives_the_same_commits_whatever_the_user_configured(series: Settings) -> None:
-    patchset.apply(series)
-    commits = [git(source.path, "rev-parse", "HEAD") for source in series.sources]
-    for source in series.sources:
+def test_apply_gives_the_same_commits_whatever_the_user_configured(prepared: Settings) -> None:
+    patchset.apply(prepared)
+    commits = [git(source.path, "rev-parse", "HEAD") for source in prepared.sources]
+    for source in prepared.sources:
         shutil.rmtree(source.path)
     for name, value in {"commit.gpgSign": "true", "apply.whitespace": "fix", "am.threeWay": "true"}.items():
         subprocess.run(["git", "config", "--global", name, value], check=True)
-    trees.clone(series)
-    patchset.apply(series)
-    assert [git(source.path, "rev-parse", "HEAD") for source in series.sources] == commits
+    trees.clone(prepared)
+    patchset.apply(prepared)
+    assert [git(source.path, "rev-parse", "HEAD") for source in prepared.sources] == commits
 
 
-def test_apply_again_does_nothing(series: Settings) -> None:
-    patchset.apply(series)
-    before = state(series)
-    assert [outcome.action for outcome in patchset.apply(series)] == ["already applied", "already applied"]
-    assert state(series) == before
+def test_apply_again_does_nothing(prepared: Settings) -> None:
+    patchset.apply(prepared)
+    before = state(prepared)
+    assert [outcome.action for outcome in patchset.apply(prepared)] == ["already applied", "already applied"]
+    assert state(prepared) == before
 
 
-def test_apply_replaces_an_older_series(series: Settings, add_patch: AddPatch) -> None:
-    patchset.apply(series)
+def test_apply_replaces_an_older_series(prepared: Settings, add_patch: AddPatch) -> None:
+    patchset.apply(prepared)
     add_patch("one", "Fourth", {"README": [1]})
-    assert [outcome.action for outcome in patchset.apply(series)] == ["replaced an older series", "already applied"]
-    assert git(series.source("one").path, "log", "-3", "--format=%s").splitlines() == ["Fourth", "Second", "First"]
+    assert [outcome.action for outcome in patchset.apply(prepared)] == ["replaced an older series", "already applied"]
+    assert git(prepared.source("one").path, "log", "-3", "--format=%s").splitlines() == ["Fourth", "Second", "First"]
 
 
-def test_check_leaves_the_trees(series: Settings) -> None:
-    (series.source("one").path / "src/main.c").write_text("mine\n")
-    before = state(series)
-    assert [outcome.action for outcome in patchset.check(series)] == ["applies", "applies"]
-    assert state(series) == before
+def test_check_leaves_the_trees(prepared: Settings) -> None:
+    (prepared.source("one").path / "src/main.c").write_text("mine\n")
+    before = state(prepared)
+    assert [outcome.action for outcome in patchset.check(prepared)] == ["applies", "applies"]
+    assert state(prepared) == before
 
 
-def test_hunk_that_does_not_apply_is_named(series: Settings) -> None:
-    replace(patch_file(series, "0002"), " line 49\n-line 50\n", " line 49\n-line fifty\n")
-    before = state(series)
+def test_hunk_that_does_not_apply_is_named(prepared: Settings) -> None:
+    replace(patch_file(prepared, "0002"), " line 49\n-line 50\n", " line 49\n-line fifty\n")
+    before = state(prepared)
     where = r"0002-second\.patch: hunk 2 of src/other\.c \(@@ -47,7\)"
     expected = where + r" does not apply to one v1\.0 with the patches before it"
     for action in (patchset.check, patchset.apply):
         with pytest.raises(ToolkitError, match=expected):
-            action(series)
-    assert state(series) == before
+            action(prepared)
+    assert state(prepared) == before
 
 
-def test_patch_of_a_missing_file_is_named(series: Settings) -> None:
-    path = patch_file(series, "0002")
+def test_patch_of_a_missing_file_is_named(prepared: Settings) -> None:
+    path = patch_file(prepared, "0002")
     path.write_text(path.read_text().replace("src/other.c", "src/gone.c"))
     with pytest.raises(ToolkitError, match=r"0002-second\.patch: src/gone\.c: does not exist in index"):
-        patchset.check(series)
+        patchset.check(prepared)
 
 
-def build_applies(series: Settings) -> bool:
+def build_applies(prepared: Settings) -> bool:
     """Return whether the build's `patch` takes the series of "one"."""
     script = ROOT / "scripts/build-patch.sh"
-    command: list[str | Path] = ["sh", script, series.patches / "one", series.source("one").path]
+    command: list[str | Path] = ["sh", script, prepared.patches / "one", prepared.source("one").path]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def test_hunk_that_only_the_build_refuses_is_named(series: Settings) -> None:
-    path = patch_file(series, "0002")
+def test_hunk_that_only_the_build_refuses_is_named(prepared: Settings) -> None:
+    path = patch_file(prepared, "0002")
     replace(path, "@@ -47,7 +47,7 @@", "@@ -47,5 +47,5 @@")
     replace(path, "+changed 50\n line 51\n line 52\n line 53\n", "+changed 50\n line 51\n")
-    before = state(series)
+    before = state(prepared)
     where = r"0002-second\.patch: hunk 2 of src/other\.c \(@@ -47,5\)"
     expected = where + " has 3 lines of context above and 1 below, and is not at the end of the file"
     for action in (patchset.check, patchset.apply):
         with pytest.raises(ToolkitError, match=expected) as error:
-            action(series)
+            action(prepared)
         assert "\n" not in str(error.value)
-    assert state(series) == before
-    assert not build_applies(series)
+    assert state(prepared) == before
+    assert not build_applies(prepared)
 
 
-def test_hunk_at_the_end_of_a_file_has_less_context_below(series: Settings, add_patch: AddPatch) -> None:
+def test_hunk_at_the_end_of_a_file_has_less_context_below(prepared: Settings, add_patch: AddPatch) -> None:
     add_patch("one", "Fourth", {"src/main.c": [59], "src/other.c": [2]})
-    assert [outcome.action for outcome in patchset.check(series)] == ["applies", "applies"]
-    assert build_applies(series)
+    assert [outcome.action for outcome in patchset.check(prepared)] == ["applies", "applies"]
+    assert build_applies(prepared)
 
 
-def test_uneven_hunk_is_mended_by_an_export(series: Settings) -> None:
-    path = patch_file(series, "0002")
+def test_uneven_hunk_is_mended_by_an_export(prepared: Settings) -> None:
+    path = patch_file(prepared, "0002")
     replace(path, "@@ -47,7 +47,7 @@", "@@ -47,5 +47,5 @@")
     replace(path, "+changed 50\n line 51\n line 52\n line 53\n", "+changed 50\n line 51\n")
-    branch.import_series(series)
-    branch.export_series(series)
-    assert [outcome.action for outcome in patchset.check(series)] == ["applies", "applies"]
+    branch.import_series(prepared)
+    branch.export_series(prepared)
+    assert [outcome.action for outcome in patchset.check(prepared)] == ["applies", "applies"]
 
 
 def test_check_without_a_clone(settings: Settings) -> None:
@@ -240,34 +240,34 @@ def test_check_without_a_clone(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("action", [patchset.apply, patchset.revert])
-def test_dirty_tree_is_left_alone(series: Settings, action: Callable[[Settings], object]) -> None:
-    patchset.apply(series)
-    patch_file(series, "0002").unlink()
-    edited(series.source("two").path / "src/other.c", 5)
-    (series.source("two").path / "untracked").write_text("mine\n")
-    before = state(series)
+def test_dirty_tree_is_left_alone(prepared: Settings, action: Callable[[Settings], object]) -> None:
+    patchset.apply(prepared)
+    patch_file(prepared, "0002").unlink()
+    edited(prepared.source("two").path / "src/other.c", 5)
+    (prepared.source("two").path / "untracked").write_text("mine\n")
+    before = state(prepared)
     with pytest.raises(ToolkitError, match=r"two: .* has uncommitted changes \(src/other\.c, untracked\)"):
-        action(series)
-    assert state(series) == before
+        action(prepared)
+    assert state(prepared) == before
 
 
 @pytest.mark.parametrize("action", [patchset.apply, patchset.revert])
-def test_commit_of_the_user_is_left_alone(series: Settings, action: Callable[[Settings], object]) -> None:
-    patchset.apply(series)
-    patch_file(series, "0002").unlink()
-    path = series.source("two").path
+def test_commit_of_the_user_is_left_alone(prepared: Settings, action: Callable[[Settings], object]) -> None:
+    patchset.apply(prepared)
+    patch_file(prepared, "0002").unlink()
+    path = prepared.source("two").path
     edited(path / "src/other.c", 5)
     git(path, "commit", "--quiet", "--all", "--message=My work")
-    before = state(series)
+    before = state(prepared)
     with pytest.raises(ToolkitError, match=r"two: .* commits that are not the toolkit's .*My work"):
-        action(series)
-    assert state(series) == before
+        action(prepared)
+    assert state(prepared) == before
 
 
-def test_failure_in_the_second_upstream_rolls_the_first_back(series: Settings) -> None:
+def test_failure_in_the_second_upstream_rolls_the_first_back(prepared: Settings) -> None:
     # An untracked file in the way passes the check of the pin and is unknown to `git status`.
-    path = series.source("two").path
-    add = series.patches / "two/0002-add.patch"
+    path = prepared.source("two").path
+    add = prepared.patches / "two/0002-add.patch"
     add.write_text(
         f"From: {AUTHOR['GIT_AUTHOR_NAME']} <ann@example.org>\nDate: {AUTHOR['GIT_AUTHOR_DATE']}\n"
         "Subject: [PATCH] Add\n\n---\n"
@@ -275,69 +275,69 @@ def test_failure_in_the_second_upstream_rolls_the_first_back(series: Settings) -
     )
     (path / ".git/info/exclude").write_text("/ignored\n")
     (path / "ignored").write_text("mine\n")
-    before = state(series)
+    before = state(prepared)
     with pytest.raises(ToolkitError, match=r"git am failed: .*ignored: already exists in working directory"):
-        patchset.apply(series)
-    assert state(series) == before
+        patchset.apply(prepared)
+    assert state(prepared) == before
     assert not (path / ".git/rebase-apply").exists()
 
 
-def interrupted(series: Settings) -> Path:
+def interrupted(prepared: Settings) -> Path:
     """Leave a `git am` in the middle, as a killed run of the toolkit does; return the tree."""
-    source = series.source("one")
-    mail = series.patches.parent / "bad.patch"
-    mail.write_text(patch_file(series, "0002").read_text().replace("-line 30", "-line thirty"))
+    source = prepared.source("one")
+    mail = prepared.patches.parent / "bad.patch"
+    mail.write_text(patch_file(prepared, "0002").read_text().replace("-line 30", "-line thirty"))
     environment = {
         **os.environ,
         "GIT_COMMITTER_NAME": trees.COMMITTER_NAME,
         "GIT_COMMITTER_EMAIL": trees.COMMITTER_EMAIL,
     }
-    command = ["git", "am", "--quiet", str(patch_file(series, "0001")), str(mail)]
+    command = ["git", "am", "--quiet", str(patch_file(prepared, "0001")), str(mail)]
     assert subprocess.run(command, cwd=source.path, env=environment, capture_output=True, check=False).returncode
     assert (source.path / ".git/rebase-apply").exists()
     edited(source.path / "src/other.c", 10)
     return source.path
 
 
-def test_interrupted_am_of_the_toolkit_is_cleared_away(series: Settings) -> None:
-    path = interrupted(series)
+def test_interrupted_am_of_the_toolkit_is_cleared_away(prepared: Settings) -> None:
+    path = interrupted(prepared)
     git(path, "config", "toolkit.applying", json.dumps(["new.c", "src/main.c", "src/other.c"]))
-    patchset.apply(series)
+    patchset.apply(prepared)
     assert git(path, "log", "-2", "--format=%s").splitlines() == ["Second", "First"]
     assert not (path / ".git/rebase-apply").exists()
     assert git(path, "status", "--porcelain") == ""
 
 
-def test_interrupted_am_of_the_user_is_left_alone(series: Settings) -> None:
-    path = interrupted(series)
-    before = state(series)
+def test_interrupted_am_of_the_user_is_left_alone(prepared: Settings) -> None:
+    path = interrupted(prepared)
+    before = state(prepared)
     with pytest.raises(ToolkitError, match=r"one: .* is in the middle of a `git am`.* am --abort"):
-        patchset.apply(series)
-    assert state(series) == before
+        patchset.apply(prepared)
+    assert state(prepared) == before
     assert (path / ".git/rebase-apply").exists()
 
 
-def forget_one(series: Settings) -> None:
+def forget_one(prepared: Settings) -> None:
     """Do what `inv clean` does before it removes the tree of "one"."""
-    trees.check_unchanged(series.source("one"))
+    trees.check_unchanged(prepared.source("one"))
 
 
 @pytest.mark.parametrize("action", [patchset.apply, patchset.revert, branch.import_series, forget_one])
-def test_operation_of_the_user_is_left_alone(series: Settings, action: Callable[[Settings], object]) -> None:
-    patchset.apply(series)
-    path = series.source("one").path
+def test_operation_of_the_user_is_left_alone(prepared: Settings, action: Callable[[Settings], object]) -> None:
+    patchset.apply(prepared)
+    path = prepared.source("one").path
     environment = {**os.environ, **AUTHOR, "GIT_SEQUENCE_EDITOR": "sed -i 1s/pick/edit/"}
     command = ["git", "rebase", "--quiet", "--interactive", "HEAD~2"]
     subprocess.run(command, cwd=path, env=environment, capture_output=True, check=True)
-    before = state(series)
+    before = state(prepared)
     expected = (
         rf"one: .* is in the middle of a `git rebase`: finish it \(`git -C {path} rebase --continue`\) or give it"
     )
     with pytest.raises(ToolkitError, match=expected):
-        action(series)
-    assert state(series) == before
+        action(prepared)
+    assert state(prepared) == before
     git(path, "rebase", "--abort")
-    action(series)
+    action(prepared)
 
 
 @pytest.mark.parametrize(
@@ -350,23 +350,23 @@ def test_operation_of_the_user_is_left_alone(series: Settings, action: Callable[
         ("rebase-apply/rebasing", "rebase"),
     ],
 )
-def test_operation_is_called_by_its_name(series: Settings, name: str, operation: str) -> None:
-    (series.source("one").path / ".git" / name).mkdir(parents=True)
+def test_operation_is_called_by_its_name(prepared: Settings, name: str, operation: str) -> None:
+    (prepared.source("one").path / ".git" / name).mkdir(parents=True)
     with pytest.raises(ToolkitError, match=f"is in the middle of a `git {operation}`: .* {operation} --continue"):
-        patchset.revert(series)
+        patchset.revert(prepared)
 
 
-def test_revert(series: Settings) -> None:
-    before = state(series)
-    patchset.apply(series)
-    assert [outcome.action for outcome in patchset.revert(series)] == ["back at the pin", "back at the pin"]
-    assert state(series) == before
-    assert [outcome.action for outcome in patchset.revert(series)] == ["at the pin already", "at the pin already"]
+def test_revert(prepared: Settings) -> None:
+    before = state(prepared)
+    patchset.apply(prepared)
+    assert [outcome.action for outcome in patchset.revert(prepared)] == ["back at the pin", "back at the pin"]
+    assert state(prepared) == before
+    assert [outcome.action for outcome in patchset.revert(prepared)] == ["at the pin already", "at the pin already"]
 
 
-def test_show_names_every_file_in_full(series: Settings) -> None:
+def test_show_names_every_file_in_full(prepared: Settings) -> None:
     output = io.StringIO()
-    patchset.run(series, console=Console(file=output))
+    patchset.run(prepared, console=Console(file=output))
     lines = [line.split() for line in output.getvalue().splitlines()]
     assert ["one", "v1.0:", "applied", "(2", "patches)"] in lines
     assert ["0002-second.patch"] in lines and ["src/other.c", "2", "2"] in lines
@@ -393,24 +393,24 @@ def test_real_series_applies_and_reverts(real_settings: Settings) -> None:
     ]
 
 
-def test_excluded(series: Settings) -> None:
-    names = [patch.name for patch in patchset.render(series, series.sources[0])]
-    without = dataclasses.replace(series, excluded_patches=("one/0002",))
-    assert [patch.name for patch in patchset.render(without, series.sources[0])] == names[:1]
-    assert patchset.series_hash(without) != patchset.series_hash(series)
-    patchset.apply(series)
+def test_excluded(prepared: Settings) -> None:
+    names = [patch.name for patch in patchset.render(prepared, prepared.sources[0])]
+    without = dataclasses.replace(prepared, excluded_patches=("one/0002",))
+    assert [patch.name for patch in patchset.render(without, prepared.sources[0])] == names[:1]
+    assert patchset.series_hash(without) != patchset.series_hash(prepared)
+    patchset.apply(prepared)
     (outcome, _) = patchset.apply(without)
     assert [patch.name for patch in outcome.patches] == names[:1]
 
 
 @pytest.mark.parametrize("excluded", ["one/0009", "three/0001"])
-def test_excluded_unknown(series: Settings, excluded: str) -> None:
+def test_excluded_unknown(prepared: Settings, excluded: str) -> None:
     with pytest.raises(ToolkitError, match=f"there is no patch {excluded}"):
-        patchset.check(dataclasses.replace(series, excluded_patches=(excluded,)))
+        patchset.check(dataclasses.replace(prepared, excluded_patches=(excluded,)))
 
 
-def test_directory_that_is_not_there(series: Settings) -> None:
-    astray = dataclasses.replace(series, patches=series.patches / "nowhere")
+def test_directory_that_is_not_there(prepared: Settings) -> None:
+    astray = dataclasses.replace(prepared, patches=prepared.patches / "nowhere")
     with pytest.raises(ToolkitError, match=r"nowhere is not a directory: correct the setting 'patches\.directory'"):
         patchset.run(astray, check_only=True)
 
@@ -422,14 +422,14 @@ def test_directory_that_is_not_there(series: Settings) -> None:
         ("0009-last.patch", r"0009-last\.patch: there is no patch 000\d before it: take it back, or number without"),
     ],
 )
-def test_number_that_is_missing_or_taken(series: Settings, name: str, line: str) -> None:
-    second = next(path for path in (series.patches / "one").iterdir() if path.name.startswith("0002-"))
+def test_number_that_is_missing_or_taken(prepared: Settings, name: str, line: str) -> None:
+    second = next(path for path in (prepared.patches / "one").iterdir() if path.name.startswith("0002-"))
     second.rename(second.with_name(name))
     with pytest.raises(ToolkitError, match=line):
-        patchset.check(series)
+        patchset.check(prepared)
 
 
-def test_failure_that_is_none_of_the_patch(series: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_that_is_none_of_the_patch(prepared: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, *arguments: str, **options: object) -> str:
         if arguments[0] == "apply" and "--cached" in arguments:
             raise ToolkitError("one: git apply failed: unable to write file: No space left on device")
@@ -438,5 +438,5 @@ def test_failure_that_is_none_of_the_patch(series: Settings, monkeypatch: pytest
     local = trees.local
     monkeypatch.setattr(patchset, "local", full)
     with pytest.raises(ToolkitError) as error:
-        patchset.run(series, check_only=True)
+        patchset.run(prepared, check_only=True)
     assert "No space left" in str(error.value) and "make the patch anew" not in str(error.value)

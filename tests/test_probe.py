@@ -98,7 +98,7 @@ def stage(built: Settings) -> tuple[Settings, str]:
     return built, f"{built.image}:build"
 
 
-def series(settings: Settings, directory: Path) -> Path:
+def write_series(settings: Settings, directory: Path) -> Path:
     """Write the rendered series of sofia-sip, and what applies it, to `directory`."""
     (source,) = (source for source in settings.sources if source.name == "sofia-sip")
     (directory / "patches").mkdir(parents=True)
@@ -112,7 +112,7 @@ def series(settings: Settings, directory: Path) -> Path:
 def probe(stage: tuple[Settings, str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """Build the image of the probe and return its tag."""
     settings, build = stage
-    context = series(settings, tmp_path_factory.mktemp("probe") / "context")
+    context = write_series(settings, tmp_path_factory.mktemp("probe") / "context")
     for name in ("probe.c", "rekey.c"):
         shutil.copy2(TESTS / "probe" / name, context)
     (context / "tests" / "probe").mkdir(parents=True)
@@ -314,6 +314,6 @@ def own_tests(stage: str, directory: Path) -> dict[str, str]:
 def test_the_own_tests_of_sofia_pass_as_without_the_series(stage: tuple[Settings, str], tmp_path: Path) -> None:
     settings, build = stage
     stock = own_tests(build, tmp_path)
-    patched = own_tests(build, series(settings, tmp_path / "context"))
+    patched = own_tests(build, write_series(settings, tmp_path / "context"))
     assert sum(result == "PASS" for result in stock.values()) >= 30
     assert {name: result for name, result in stock.items() if result == "PASS" and patched.get(name) != "PASS"} == {}

@@ -191,9 +191,9 @@ def verified(settings: Settings, client: docker.DockerClient, registries: Settin
 def make(client: docker.DockerClient, settings: Settings, **labels: str) -> Image:
     """Make a patched image of `settings`, and a report that it passed."""
     pins = {f"{LABEL}.{source.name}": source.commit for source in settings.sources}
-    series = {f"{LABEL}.series": patchset.series_hash(settings), f"{LABEL}.test": settings.image}
+    stamps = {f"{LABEL}.series": patchset.series_hash(settings), f"{LABEL}.test": settings.image}
     image = registries_module.small_image(
-        client, settings.base_image, f"{settings.image}:patched", **{**pins, **series, **labels}
+        client, settings.base_image, f"{settings.image}:patched", **{**pins, **stamps, **labels}
     )
     report(settings, str(image.id))
     return image
