@@ -48,9 +48,9 @@ def patch(
     revert: bool = False,
 ) -> None:
     """Apply the patch series to the cloned upstreams, all of it or nothing."""
-    from scripts import patchset
+    from scripts.patchset import series
 
-    patchset.run(settings(context, set_, freeswitch, sofia_sip), check_only=check, to_pins=revert)
+    series.run(settings(context, set_, freeswitch, sofia_sip), check_only=check, to_pins=revert)
 
 
 @command(**RELEASES)
@@ -105,15 +105,15 @@ def verify(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: s
 @command(tip="Try the newest commits of the upstreams instead, released or not.")
 def matrix(context: Context, set_: list[str], tip: bool = False) -> bool:
     """Try the series on every supported release of the upstreams."""
-    from scripts import matrix
+    from scripts.patchset import trials
 
-    return matrix.run(settings(context, set_), tip=tip)
+    return trials.run(settings(context, set_), tip=tip)
 
 
 @command(**RELEASES)
 def patches_import(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: str = "") -> None:
     """Make the series commits on the branch `series` of each tree, to edit with git."""
-    from scripts import branch
+    from scripts.patchset import branch
 
     branch.import_series(settings(context, set_, freeswitch, sofia_sip))
 
@@ -121,7 +121,7 @@ def patches_import(context: Context, set_: list[str], freeswitch: str = "", sofi
 @command(**RELEASES)
 def patches_export(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: str = "") -> None:
     """Write the commits in the trees back to patches/, with the variables and conditions."""
-    from scripts import branch
+    from scripts.patchset import branch
 
     branch.export_series(settings(context, set_, freeswitch, sofia_sip))
 
@@ -129,7 +129,7 @@ def patches_export(context: Context, set_: list[str], freeswitch: str = "", sofi
 @command(freeswitch="FreeSWITCH release to move to (default: the newest that the series applies to).")
 def bump(context: Context, set_: list[str], freeswitch: str = "") -> None:
     """Pin newer upstream releases, if the series applies to them."""
-    from scripts import bump
+    from scripts.patchset import bump
 
     bump.bump(settings(context, set_), freeswitch)
 

@@ -16,9 +16,10 @@ from packaging.version import Version
 from rich import get_console
 from rich.console import Console
 
-from scripts import matrix, provenance, publish, summary
+from scripts import provenance, publish, summary
 from scripts.errors import ToolkitError
 from scripts.machine.files import ROOT
+from scripts.patchset import trials
 from scripts.pins.settings import Settings
 from scripts.sources.trees import short
 
@@ -34,7 +35,7 @@ def tell_of_tip(settings: Settings, console: Console | None = None) -> str:
     nothing. Raises ToolkitError if there is no outcome, or if gh fails.
     """
     console = console or get_console()
-    file = settings.report_directory / matrix.TIP_FILE
+    file = settings.report_directory / trials.TIP_FILE
     try:
         applies = json.loads(file.read_text(encoding="utf-8"))["applies"]
     except FileNotFoundError:
@@ -48,7 +49,7 @@ def tell_of_tip(settings: Settings, console: Console | None = None) -> str:
             _gh("issue", "close", number, "--comment", "It applies again.")
         done = f"closed issue {number}" if number else ""
     else:
-        body = summary.text(settings, [matrix.TIP_FILE])
+        body = summary.text(settings, [trials.TIP_FILE])
         if number:
             _gh("issue", "edit", number, "--body-file", "-", text=body)
             done = f"brought issue {number} up to date"

@@ -24,10 +24,11 @@ from docker.errors import NotFound
 from rich import get_console
 from rich.console import Console
 
-from scripts import base, cache, patchset, provenance, sbom
+from scripts import base, cache, provenance, sbom
 from scripts.errors import ToolkitError
 from scripts.machine import engine, terminal
 from scripts.machine.files import ROOT
+from scripts.patchset import series
 from scripts.pins.settings import Settings
 from scripts.sources import trees
 from scripts.templates import environment, render
@@ -103,7 +104,7 @@ def build(settings: Settings, console: Console | None = None) -> Images:
     with engine.connect():
         pass  # Without an engine nothing below is worth its time.
     trees.clone(settings, console)
-    patchset.run(settings, console=console)
+    series.run(settings, console=console)
     base.ensure(settings, console)
     context = make_context(settings)
     every = targets(settings)
@@ -150,7 +151,7 @@ def make_context(settings: Settings) -> Path:
         # The patches of what it carries are among its own.
         for name in (source.name, *dict(source.carried)):
             (context / "patches" / name).mkdir()
-        for patch in patchset.render(settings, source):
+        for patch in series.render(settings, source):
             _write(context / "patches" / source.name / patch.name, patch.text)
     for script in SCRIPTS:
         shutil.copy2(ROOT / "scripts" / script, context / "scripts" / script)
@@ -184,7 +185,7 @@ def make_context(settings: Settings) -> Path:
 
 def site(settings: Settings) -> str:
     """Return what every configure script is told (autoconf's CONFIG_SITE)."""
-    return environment().get_template("build/config.site.j2").render(patchset.variables(settings))
+    return environment().get_template("build/config.site.j2").render(series.variables(settings))
 
 
 def check(settings: Settings) -> None:

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from scripts import patchset
 from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
+from scripts.patchset import series
 from scripts.pins.settings import Settings
 from scripts.sources import trees
 
@@ -49,7 +49,7 @@ def labels(settings: Settings, patched: bool) -> dict[str, str]:
     upstream = trees.version(settings.source("freeswitch")).removeprefix("v")
     every = {
         **pins,
-        SERIES: patchset.series_hash(settings) if patched else "",
+        SERIES: series.series_hash(settings) if patched else "",
         MODULE_SET: settings.module_set.name,
         f"{OCI}.title": "FreeSWITCH",
         f"{OCI}.description": PATCHED if patched else STOCK,

@@ -24,11 +24,12 @@ from packaging.version import InvalidVersion, Version
 from rich import get_console
 from rich.console import Console
 
-from scripts import attestation, cache, patchset
+from scripts import attestation, cache
 from scripts.errors import ToolkitError
 from scripts.machine import engine, registry
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
+from scripts.patchset import series
 from scripts.pins.settings import Settings, repository
 from scripts.provenance import MODULE_SET, REVISION, VERSION, project_version
 from scripts.scenario import PATCHED
@@ -293,7 +294,7 @@ def _tags(image: Image, version: Sequence[str]) -> tuple[list[str], list[str]]:
 def _check_built_here(image: Image, settings: Settings, root: Path) -> None:
     """Raise ToolkitError if the image was not made from the commit and the pins that its version stands for."""
     expected = {f"{LABEL}.{source.name}": source.commit for source in settings.sources}
-    expected[f"{LABEL}.series"] = patchset.series_hash(settings)
+    expected[f"{LABEL}.series"] = series.series_hash(settings)
     if REVISION in image.labels:
         expected[REVISION] = trees.local(root, "rev-parse", "HEAD").strip()
     for label, value in expected.items():

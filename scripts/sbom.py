@@ -17,8 +17,8 @@ from cyclonedx.model.license import LicenseExpression
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
-from scripts import patchset
 from scripts.machine.engine import LABEL
+from scripts.patchset import series
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
 
@@ -61,7 +61,7 @@ def make(settings: Settings, name: str, version: str, created: int, installed: S
         version=version,
         type=ComponentType.CONTAINER,
         bom_ref="image",
-        properties=[Property(name=f"{LABEL}:series", value=patchset.series_hash(settings))],
+        properties=[Property(name=f"{LABEL}:series", value=series.series_hash(settings))],
     )
     bom = Bom(
         metadata=BomMetaData(component=image, timestamp=datetime.fromtimestamp(created, UTC)),
@@ -83,7 +83,7 @@ def make(settings: Settings, name: str, version: str, created: int, installed: S
 
 
 def _upstream(settings: Settings, source: Source) -> Component:
-    patches = patchset.render(settings, source)
+    patches = series.render(settings, source)
     modules = settings.module_set.modules if source.name == "freeswitch" else ()
     return Component(
         name=source.name,
@@ -123,12 +123,12 @@ def _github(source: Source) -> PackageURL | None:
     return PackageURL("github", owner, repository, source.tag or source.commit)
 
 
-def _file(source: Source, patch: patchset.Patch) -> str:
+def _file(source: Source, patch: series.Patch) -> str:
     return f"patches/{source.name}/{patch.name}"
 
 
-def _sha256(patch: patchset.Patch) -> str:
-    return hashlib.sha256(patch.text.encode(errors=patchset.BYTES)).hexdigest()
+def _sha256(patch: series.Patch) -> str:
+    return hashlib.sha256(patch.text.encode(errors=series.BYTES)).hexdigest()
 
 
 def _package(package: Package, distro: str) -> Component:

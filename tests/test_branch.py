@@ -15,8 +15,8 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
-from scripts import branch, patchset
 from scripts.errors import ToolkitError
+from scripts.patchset import branch, series
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
 from tests.conftest import LINES, edited, git
@@ -88,7 +88,7 @@ def test_edited_commit_is_exported_and_the_others_stay(prepared: Settings) -> No
     assert [name for name in after if after[name] != before.get(name)] == [str(patch_file(prepared, "0002"))]
     assert "+changed 20\n" in patch_file(prepared, "0002").read_text()
     # The toolkit knows its own series again, and nothing keeps it from the tree.
-    assert patchset.apply(prepared)[0].action == patchset.ALREADY
+    assert series.apply(prepared)[0].action == series.ALREADY
     branch.import_series(prepared)
 
 
@@ -154,7 +154,7 @@ def test_patch_that_is_left_out_keeps_its_file_and_number(prepared: Settings) ->
     head, separator, diff = path.read_text().partition("diff --git ")
     path.write_text(f'{head}%[ if one >= "1.1" ]%\n{separator}{diff}%[ endif ]%\n')
     before = files(prepared)
-    assert [patch.name[:4] for patch in patchset.render(prepared, prepared.source("one"))] == ["0002"]
+    assert [patch.name[:4] for patch in series.render(prepared, prepared.source("one"))] == ["0002"]
     branch.import_series(prepared)
     assert not branch.export_series(prepared)[0].changed
     edited(tree(prepared) / "src/other.c", 40)
@@ -207,7 +207,7 @@ def test_joined_hunks_have_as_much_context_above_as_below(blocks: Settings, tmp_
     # The first change needs a second line above to be unique, which makes it meet the second one.
     assert hunk == " {\n \n+found\n }\n line 11\n line 12\n-line 13\n+changed\n line 14\n line 15\n"
     wanted = (tree(blocks) / "src/main.c").read_text()
-    patchset.revert(blocks)
+    series.revert(blocks)
     assert (tree(blocks) / "src/main.c").read_text() != wanted
     copy = tmp_path / "copy"
     shutil.copytree(tree(blocks), copy, symlinks=True)
@@ -249,7 +249,7 @@ def test_carried_over_to_a_new_release_with_conflicts(prepared: Settings, tmp_pa
     git(one.path, "add", "src/other.c")
     git(one.path, "-c", "core.editor=true", "cherry-pick", "--continue")
     branch.export_series(following)
-    assert patchset.apply(following)[0].action == patchset.ALREADY
+    assert series.apply(following)[0].action == series.ALREADY
 
 
 def test_export_from_another_release_leaves_the_line_numbers(prepared: Settings, tmp_path: Path) -> None:
@@ -291,13 +291,13 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str
 
 @pytest.mark.parametrize("start", ["branch", "pin"])
 @pytest.mark.parametrize(
-    ("module", "words"), [(branch, "checkout --quiet -B"), (patchset, "am"), (patchset, "checkout --quiet --detach")]
+    ("module", "words"), [(branch, "checkout --quiet -B"), (series, "am"), (series, "checkout --quiet --detach")]
 )
 def test_interrupted_import_leaves_the_trees(
     prepared: Settings, monkeypatch: pytest.MonkeyPatch, module: ModuleType, words: str, start: str
 ) -> None:
     if start == "pin":
-        patchset.revert(prepared)
+        series.revert(prepared)
         for source in prepared.sources:
             git(source.path, "branch", "-D", branch.BRANCH)
     text = patch_file(prepared, "0001").read_text()
@@ -319,7 +319,7 @@ def test_am_that_was_killed_is_cleared_away(prepared: Settings, monkeypatch: pyt
         (source.path / "new.c").write_text("half\n")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(patchset, "_am", killed)
+    monkeypatch.setattr(series, "_am", killed)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             branch.import_series(prepared)
@@ -357,12 +357,12 @@ def test_export_that_was_interrupted_when_the_patches_were_written(
 ) -> None:
     edited(tree(prepared) / "README", 1)
     commit_all(tree(prepared), "Fourth")
-    interrupt(monkeypatch, patchset, "local", tree(prepared), "am")
+    interrupt(monkeypatch, series, "local", tree(prepared), "am")
     with pytest.raises(KeyboardInterrupt):
         branch.export_series(prepared)
     assert git(tree(prepared), "log", "-1", "--format=%s", branch.BRANCH) == "Fourth"
     assert not any(item.changed for item in branch.export_series(prepared))
-    assert patchset.apply(prepared)[0].action == patchset.ALREADY
+    assert series.apply(prepared)[0].action == series.ALREADY
 
 
 def test_edited_tree_is_left_alone(prepared: Settings) -> None:
@@ -404,7 +404,7 @@ def test_patches_that_the_tree_was_not_made_from_are_not_overwritten(prepared: S
         branch.export_series(prepared)
     branch.import_series(prepared)
     assert "changed by hand\n" in (tree(prepared) / "src/main.c").read_text()
-    patchset.revert(prepared)
+    series.revert(prepared)
     with pytest.raises(ToolkitError, match=r"one: .* is at the pin, and would leave no patches"):
         branch.export_series(prepared)
     assert files(prepared) == before

@@ -17,7 +17,7 @@ from scripts.diff import Difference
 from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
-from scripts.patchset import render
+from scripts.patchset.series import render
 from scripts.pins.settings import Settings
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import bump, matrix
 from scripts.errors import ToolkitError
+from scripts.patchset import bump, trials
 from scripts.pins import releases
 from scripts.pins.releases import Release, Releases
 from scripts.pins.settings import Settings, Source
@@ -91,8 +91,8 @@ def with_freeswitch(known: Releases, *more: Release) -> Releases:
     return dataclasses.replace(known, freeswitch={**known.freeswitch, **{item.name: item for item in more}})
 
 
-def tried(world: World, *more: Release) -> dict[str, matrix.Trial]:
-    found = matrix.try_all(world.settings, with_freeswitch(world.known(), *more), Console(quiet=True))
+def tried(world: World, *more: Release) -> dict[str, trials.Trial]:
+    found = trials.try_all(world.settings, with_freeswitch(world.known(), *more), Console(quiet=True))
     return {trial.release: trial for trial in found if trial.upstream == "freeswitch"}
 
 
@@ -152,7 +152,7 @@ def test_report(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     known = world.known()
     monkeypatch.setattr(releases, "load", lambda: known)
     output = io.StringIO()
-    assert matrix.run(world.settings, Console(file=output, width=160)) is True
+    assert trials.run(world.settings, Console(file=output, width=160)) is True
     assert "2 of 2 releases apply (100 %)" in output.getvalue()
 
 
@@ -237,6 +237,6 @@ def test_series_applies_to_every_real_release(real_settings: Settings) -> None:
     for source in real_settings.sources:
         if why := trees.reachable(source):
             pytest.skip(f"{source.url}: {why}")
-    found = matrix.try_all(real_settings, releases.load(), Console(quiet=True))
+    found = trials.try_all(real_settings, releases.load(), Console(quiet=True))
     assert [(trial.release, trial.why) for trial in found if not trial.applies] == []
     assert len(found) >= 22 + 17

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from scripts import github, matrix
+from scripts import github
 from scripts.errors import ToolkitError
-from scripts.matrix import Trial
+from scripts.patchset import trials
+from scripts.patchset.trials import Trial
 from scripts.pins.settings import Settings
 
 # The part of gh that is used; like gh, it refuses what it does not know.
@@ -107,8 +108,8 @@ def quiet() -> Console:
     return Console(file=io.StringIO())
 
 
-def tried(settings: Settings, *trials: Trial) -> Settings:
-    matrix.write(trials, settings.report_directory / matrix.TIP_FILE)
+def tried(settings: Settings, *found: Trial) -> Settings:
+    trials.write(found, settings.report_directory / trials.TIP_FILE)
     return settings
 
 
@@ -133,7 +134,7 @@ def test_issue_is_opened_once_kept_up_to_date_and_closed(settings: Settings, gh:
 
 
 def test_issue_has_nothing_but_the_tip(settings: Settings, gh: Callable[[], dict[str, Any]]) -> None:
-    matrix.write([GOOD] * 3, settings.report_directory / matrix.MATRIX_FILE)
+    trials.write([GOOD] * 3, settings.report_directory / trials.MATRIX_FILE)
     github.tell_of_tip(tried(settings, BAD), quiet())
     assert "Releases of the upstreams" not in gh()["issues"][0]["body"]
 
@@ -142,7 +143,7 @@ def test_without_an_outcome_nothing_is_said(settings: Settings, gh: Callable[[],
     with pytest.raises(ToolkitError, match=r"tip\.json is missing: run `inv matrix --tip`"):
         github.tell_of_tip(settings)
     settings.report_directory.mkdir(parents=True)
-    (settings.report_directory / matrix.TIP_FILE).write_text("[]")
+    (settings.report_directory / trials.TIP_FILE).write_text("[]")
     with pytest.raises(ToolkitError, match=r"tip\.json is not an outcome of"):
         github.tell_of_tip(settings)
     assert gh()["calls"] == []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import patchset
+from scripts.patchset import series
 from tests.conftest import chosen
 
 PROGRAM = Path(__file__).parent / "index"
@@ -36,7 +36,7 @@ def sources(directory: Path) -> list[Path]:
     """Write the files of the index, which the series adds as a whole, to `directory`; return those to compile."""
     settings = chosen()
     (source,) = (source for source in settings.sources if source.name == "freeswitch")
-    for patch in patchset.render(settings, source):
+    for patch in series.render(settings, source):
         for file in patch.diff:
             if file.is_added_file and Path(file.path).stem == "sofia_tp_error":
                 text = "".join(line.value for hunk in file for line in hunk if line.is_added)

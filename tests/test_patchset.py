@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import branch, patchset
 from scripts.errors import ToolkitError
 from scripts.machine.files import ROOT
+from scripts.patchset import branch, series
 from scripts.pins.settings import Settings
 from scripts.sources import trees
 from tests.conftest import AUTHOR, edited, git
@@ -61,7 +61,7 @@ def patch_file(settings: Settings, start: str) -> Path:
 
 def test_render(prepared: Settings) -> None:
     replace(patch_file(prepared, "0001"), "+changed 3", "+%{ nua_event }% {{ x }} {% y %} %{ esl_event }%")
-    first, second = patchset.render(prepared, prepared.source("one"))
+    first, second = series.render(prepared, prepared.source("one"))
     assert (first.name, first.subject) == ("0001-first.patch", "First")
     assert f"+{prepared.nua_event} {{{{ x }}}} {{% y %}} {prepared.esl_event}\n" in first.text
     assert [dataclasses.astuple(file) for file in second.diffstat] == [("src/main.c", 2, 2), ("src/other.c", 2, 2)]
@@ -74,21 +74,21 @@ def test_unknown_variable(prepared: Settings) -> None:
     with pytest.raises(
         ToolkitError, match=rf"0001-first\.patch:{line}: unknown variable 'nua_evnt': use nua_event, esl"
     ):
-        patchset.render(prepared, prepared.source("one"))
+        series.render(prepared, prepared.source("one"))
 
 
 def test_template_error(prepared: Settings) -> None:
     path = patch_file(prepared, "0001")
     replace(path, "+changed 3", "+%{ nua_event")
     with pytest.raises(ToolkitError, match=r"0001-first\.patch:\d+: "):
-        patchset.render(prepared, prepared.source("one"))
+        series.render(prepared, prepared.source("one"))
 
 
 def test_corrupt_diff(prepared: Settings) -> None:
     path = patch_file(prepared, "0002")
     replace(path, " line 32\n", "")
     with pytest.raises(ToolkitError, match=r"0002-second\.patch:\d+: "):
-        patchset.render(prepared, prepared.source("one"))
+        series.render(prepared, prepared.source("one"))
 
 
 def test_hunk_that_git_cannot_read(prepared: Settings) -> None:
@@ -97,7 +97,7 @@ def test_hunk_that_git_cannot_read(prepared: Settings) -> None:
     number = next(number for number, line in enumerate(lines) if line.startswith("@@ "))
     path.write_text("".join([*lines[:number], "@@ -x @@\n", *lines[number + 1 :]]))
     with pytest.raises(ToolkitError, match=rf"0002-second\.patch:{number + 1}: git can't read the diff there: take"):
-        patchset.check(prepared)
+        series.check(prepared)
 
 
 @pytest.mark.parametrize(
@@ -111,28 +111,28 @@ def test_hunk_that_git_cannot_read(prepared: Settings) -> None:
 def test_not_a_patch(prepared: Settings, content: str, message: str) -> None:
     patch_file(prepared, "0001").write_bytes(content.encode())
     with pytest.raises(ToolkitError, match=rf"0001-first\.patch: .*{message}"):
-        patchset.render(prepared, prepared.source("one"))
+        series.render(prepared, prepared.source("one"))
 
 
 def test_badly_named_files(prepared: Settings) -> None:
     patch_file(prepared, "0001").rename(prepared.patches / "one/first.patch")
     with pytest.raises(ToolkitError, match=r"first\.patch: name it NNNN-"):
-        patchset.render(prepared, prepared.source("one"))
+        series.render(prepared, prepared.source("one"))
     (prepared.patches / "three").mkdir()
     with pytest.raises(ToolkitError, match="three: there is no source of that name, use one, two"):
-        patchset.render(prepared, prepared.source("one"))
+        series.render(prepared, prepared.source("one"))
 
 
 def test_series_hash(prepared: Settings) -> None:
-    before = patchset.series_hash(prepared)
-    assert before.startswith(patchset.short_hash(prepared)) and len(patchset.short_hash(prepared)) == 12
-    assert patchset.series_hash(dataclasses.replace(prepared, nua_event="nua_i_other")) == before
+    before = series.series_hash(prepared)
+    assert before.startswith(series.short_hash(prepared)) and len(series.short_hash(prepared)) == 12
+    assert series.series_hash(dataclasses.replace(prepared, nua_event="nua_i_other")) == before
     patch_file(prepared, "0001").rename(prepared.patches / "one/0001-other.patch")
-    assert patchset.series_hash(prepared) != before
+    assert series.series_hash(prepared) != before
 
 
 def test_apply_commits_the_series(prepared: Settings) -> None:
-    outcomes = patchset.apply(prepared)
+    outcomes = series.apply(prepared)
     assert [outcome.action for outcome in outcomes] == ["applied", "applied"]
     path = prepared.source("one").path
     assert git(path, "log", "--format=%s", f"{prepared.source('one').commit}..").splitlines() == ["Second", "First"]
@@ -146,35 +146,35 @@ def test_apply_commits_the_series(prepared: Settings) -> None:
 
 
 def test_apply_gives_the_same_commits_whatever_the_user_configured(prepared: Settings) -> None:
-    patchset.apply(prepared)
+    series.apply(prepared)
     commits = [git(source.path, "rev-parse", "HEAD") for source in prepared.sources]
     for source in prepared.sources:
         shutil.rmtree(source.path)
     for name, value in {"commit.gpgSign": "true", "apply.whitespace": "fix", "am.threeWay": "true"}.items():
         subprocess.run(["git", "config", "--global", name, value], check=True)
     trees.clone(prepared)
-    patchset.apply(prepared)
+    series.apply(prepared)
     assert [git(source.path, "rev-parse", "HEAD") for source in prepared.sources] == commits
 
 
 def test_apply_again_does_nothing(prepared: Settings) -> None:
-    patchset.apply(prepared)
+    series.apply(prepared)
     before = state(prepared)
-    assert [outcome.action for outcome in patchset.apply(prepared)] == ["already applied", "already applied"]
+    assert [outcome.action for outcome in series.apply(prepared)] == ["already applied", "already applied"]
     assert state(prepared) == before
 
 
 def test_apply_replaces_an_older_series(prepared: Settings, add_patch: AddPatch) -> None:
-    patchset.apply(prepared)
+    series.apply(prepared)
     add_patch("one", "Fourth", {"README": [1]})
-    assert [outcome.action for outcome in patchset.apply(prepared)] == ["replaced an older series", "already applied"]
+    assert [outcome.action for outcome in series.apply(prepared)] == ["replaced an older series", "already applied"]
     assert git(prepared.source("one").path, "log", "-3", "--format=%s").splitlines() == ["Fourth", "Second", "First"]
 
 
 def test_check_leaves_the_trees(prepared: Settings) -> None:
     (prepared.source("one").path / "src/main.c").write_text("mine\n")
     before = state(prepared)
-    assert [outcome.action for outcome in patchset.check(prepared)] == ["applies", "applies"]
+    assert [outcome.action for outcome in series.check(prepared)] == ["applies", "applies"]
     assert state(prepared) == before
 
 
@@ -183,7 +183,7 @@ def test_hunk_that_does_not_apply_is_named(prepared: Settings) -> None:
     before = state(prepared)
     where = r"0002-second\.patch: hunk 2 of src/other\.c \(@@ -47,7\)"
     expected = where + r" does not apply to one v1\.0 with the patches before it"
-    for action in (patchset.check, patchset.apply):
+    for action in (series.check, series.apply):
         with pytest.raises(ToolkitError, match=expected):
             action(prepared)
     assert state(prepared) == before
@@ -193,7 +193,7 @@ def test_patch_of_a_missing_file_is_named(prepared: Settings) -> None:
     path = patch_file(prepared, "0002")
     path.write_text(path.read_text().replace("src/other.c", "src/gone.c"))
     with pytest.raises(ToolkitError, match=r"0002-second\.patch: src/gone\.c: does not exist in index"):
-        patchset.check(prepared)
+        series.check(prepared)
 
 
 def build_applies(prepared: Settings) -> bool:
@@ -210,7 +210,7 @@ def test_hunk_that_only_the_build_refuses_is_named(prepared: Settings) -> None:
     before = state(prepared)
     where = r"0002-second\.patch: hunk 2 of src/other\.c \(@@ -47,5\)"
     expected = where + " has 3 lines of context above and 1 below, and is not at the end of the file"
-    for action in (patchset.check, patchset.apply):
+    for action in (series.check, series.apply):
         with pytest.raises(ToolkitError, match=expected) as error:
             action(prepared)
         assert "\n" not in str(error.value)
@@ -220,7 +220,7 @@ def test_hunk_that_only_the_build_refuses_is_named(prepared: Settings) -> None:
 
 def test_hunk_at_the_end_of_a_file_has_less_context_below(prepared: Settings, add_patch: AddPatch) -> None:
     add_patch("one", "Fourth", {"src/main.c": [59], "src/other.c": [2]})
-    assert [outcome.action for outcome in patchset.check(prepared)] == ["applies", "applies"]
+    assert [outcome.action for outcome in series.check(prepared)] == ["applies", "applies"]
     assert build_applies(prepared)
 
 
@@ -230,18 +230,18 @@ def test_uneven_hunk_is_mended_by_an_export(prepared: Settings) -> None:
     replace(path, "+changed 50\n line 51\n line 52\n line 53\n", "+changed 50\n line 51\n")
     branch.import_series(prepared)
     branch.export_series(prepared)
-    assert [outcome.action for outcome in patchset.check(prepared)] == ["applies", "applies"]
+    assert [outcome.action for outcome in series.check(prepared)] == ["applies", "applies"]
 
 
 def test_check_without_a_clone(settings: Settings) -> None:
     with pytest.raises(ToolkitError, match=r"is missing: run `inv clone`, with the same options"):
-        patchset.run(settings, check_only=True)
+        series.run(settings, check_only=True)
     assert not settings.sources[0].path.parent.exists()
 
 
-@pytest.mark.parametrize("action", [patchset.apply, patchset.revert])
+@pytest.mark.parametrize("action", [series.apply, series.revert])
 def test_dirty_tree_is_left_alone(prepared: Settings, action: Callable[[Settings], object]) -> None:
-    patchset.apply(prepared)
+    series.apply(prepared)
     patch_file(prepared, "0002").unlink()
     edited(prepared.source("two").path / "src/other.c", 5)
     (prepared.source("two").path / "untracked").write_text("mine\n")
@@ -251,9 +251,9 @@ def test_dirty_tree_is_left_alone(prepared: Settings, action: Callable[[Settings
     assert state(prepared) == before
 
 
-@pytest.mark.parametrize("action", [patchset.apply, patchset.revert])
+@pytest.mark.parametrize("action", [series.apply, series.revert])
 def test_commit_of_the_user_is_left_alone(prepared: Settings, action: Callable[[Settings], object]) -> None:
-    patchset.apply(prepared)
+    series.apply(prepared)
     patch_file(prepared, "0002").unlink()
     path = prepared.source("two").path
     edited(path / "src/other.c", 5)
@@ -277,7 +277,7 @@ def test_failure_in_the_second_upstream_rolls_the_first_back(prepared: Settings)
     (path / "ignored").write_text("mine\n")
     before = state(prepared)
     with pytest.raises(ToolkitError, match=r"git am failed: .*ignored: already exists in working directory"):
-        patchset.apply(prepared)
+        series.apply(prepared)
     assert state(prepared) == before
     assert not (path / ".git/rebase-apply").exists()
 
@@ -302,7 +302,7 @@ def interrupted(prepared: Settings) -> Path:
 def test_interrupted_am_of_the_toolkit_is_cleared_away(prepared: Settings) -> None:
     path = interrupted(prepared)
     git(path, "config", "toolkit.applying", json.dumps(["new.c", "src/main.c", "src/other.c"]))
-    patchset.apply(prepared)
+    series.apply(prepared)
     assert git(path, "log", "-2", "--format=%s").splitlines() == ["Second", "First"]
     assert not (path / ".git/rebase-apply").exists()
     assert git(path, "status", "--porcelain") == ""
@@ -312,7 +312,7 @@ def test_interrupted_am_of_the_user_is_left_alone(prepared: Settings) -> None:
     path = interrupted(prepared)
     before = state(prepared)
     with pytest.raises(ToolkitError, match=r"one: .* is in the middle of a `git am`.* am --abort"):
-        patchset.apply(prepared)
+        series.apply(prepared)
     assert state(prepared) == before
     assert (path / ".git/rebase-apply").exists()
 
@@ -322,9 +322,9 @@ def forget_one(prepared: Settings) -> None:
     trees.check_unchanged(prepared.source("one"))
 
 
-@pytest.mark.parametrize("action", [patchset.apply, patchset.revert, branch.import_series, forget_one])
+@pytest.mark.parametrize("action", [series.apply, series.revert, branch.import_series, forget_one])
 def test_operation_of_the_user_is_left_alone(prepared: Settings, action: Callable[[Settings], object]) -> None:
-    patchset.apply(prepared)
+    series.apply(prepared)
     path = prepared.source("one").path
     environment = {**os.environ, **AUTHOR, "GIT_SEQUENCE_EDITOR": "sed -i 1s/pick/edit/"}
     command = ["git", "rebase", "--quiet", "--interactive", "HEAD~2"]
@@ -353,20 +353,20 @@ def test_operation_of_the_user_is_left_alone(prepared: Settings, action: Callabl
 def test_operation_is_called_by_its_name(prepared: Settings, name: str, operation: str) -> None:
     (prepared.source("one").path / ".git" / name).mkdir(parents=True)
     with pytest.raises(ToolkitError, match=f"is in the middle of a `git {operation}`: .* {operation} --continue"):
-        patchset.revert(prepared)
+        series.revert(prepared)
 
 
 def test_revert(prepared: Settings) -> None:
     before = state(prepared)
-    patchset.apply(prepared)
-    assert [outcome.action for outcome in patchset.revert(prepared)] == ["back at the pin", "back at the pin"]
+    series.apply(prepared)
+    assert [outcome.action for outcome in series.revert(prepared)] == ["back at the pin", "back at the pin"]
     assert state(prepared) == before
-    assert [outcome.action for outcome in patchset.revert(prepared)] == ["at the pin already", "at the pin already"]
+    assert [outcome.action for outcome in series.revert(prepared)] == ["at the pin already", "at the pin already"]
 
 
 def test_show_names_every_file_in_full(prepared: Settings) -> None:
     output = io.StringIO()
-    patchset.run(prepared, console=Console(file=output))
+    series.run(prepared, console=Console(file=output))
     lines = [line.split() for line in output.getvalue().splitlines()]
     assert ["one", "v1.0:", "applied", "(2", "patches)"] in lines
     assert ["0002-second.patch"] in lines and ["src/other.c", "2", "2"] in lines
@@ -374,7 +374,7 @@ def test_show_names_every_file_in_full(prepared: Settings) -> None:
 
 def test_check_and_revert_exclude_each_other(settings: Settings) -> None:
     with pytest.raises(ToolkitError, match="exclude each other"):
-        patchset.run(settings, check_only=True, to_pins=True)
+        series.run(settings, check_only=True, to_pins=True)
 
 
 def test_real_series_applies_and_reverts(real_settings: Settings) -> None:
@@ -382,37 +382,37 @@ def test_real_series_applies_and_reverts(real_settings: Settings) -> None:
         if why := trees.reachable(source):
             pytest.skip(f"{source.url}: {why}")
     trees.clone(real_settings)
-    outcomes = patchset.apply(real_settings)
+    outcomes = series.apply(real_settings)
     for outcome in outcomes:
         commits = git(outcome.source.path, "rev-list", "--count", f"{outcome.source.commit}..HEAD")
         assert int(commits) == len(outcome.patches)
         assert git(outcome.source.path, "status", "--porcelain") == ""
-    patchset.revert(real_settings)
+    series.revert(real_settings)
     assert [git(source.path, "rev-parse", "HEAD") for source in real_settings.sources] == [
         source.commit for source in real_settings.sources
     ]
 
 
 def test_excluded(prepared: Settings) -> None:
-    names = [patch.name for patch in patchset.render(prepared, prepared.sources[0])]
+    names = [patch.name for patch in series.render(prepared, prepared.sources[0])]
     without = dataclasses.replace(prepared, excluded_patches=("one/0002",))
-    assert [patch.name for patch in patchset.render(without, prepared.sources[0])] == names[:1]
-    assert patchset.series_hash(without) != patchset.series_hash(prepared)
-    patchset.apply(prepared)
-    (outcome, _) = patchset.apply(without)
+    assert [patch.name for patch in series.render(without, prepared.sources[0])] == names[:1]
+    assert series.series_hash(without) != series.series_hash(prepared)
+    series.apply(prepared)
+    (outcome, _) = series.apply(without)
     assert [patch.name for patch in outcome.patches] == names[:1]
 
 
 @pytest.mark.parametrize("excluded", ["one/0009", "three/0001"])
 def test_excluded_unknown(prepared: Settings, excluded: str) -> None:
     with pytest.raises(ToolkitError, match=f"there is no patch {excluded}"):
-        patchset.check(dataclasses.replace(prepared, excluded_patches=(excluded,)))
+        series.check(dataclasses.replace(prepared, excluded_patches=(excluded,)))
 
 
 def test_directory_that_is_not_there(prepared: Settings) -> None:
     astray = dataclasses.replace(prepared, patches=prepared.patches / "nowhere")
     with pytest.raises(ToolkitError, match=r"nowhere is not a directory: correct the setting 'patches\.directory'"):
-        patchset.run(astray, check_only=True)
+        series.run(astray, check_only=True)
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_number_that_is_missing_or_taken(prepared: Settings, name: str, line: st
     second = next(path for path in (prepared.patches / "one").iterdir() if path.name.startswith("0002-"))
     second.rename(second.with_name(name))
     with pytest.raises(ToolkitError, match=line):
-        patchset.check(prepared)
+        series.check(prepared)
 
 
 def test_failure_that_is_none_of_the_patch(prepared: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,7 +436,7 @@ def test_failure_that_is_none_of_the_patch(prepared: Settings, monkeypatch: pyte
         return local(path, *arguments, **options)  # type: ignore[arg-type]
 
     local = trees.local
-    monkeypatch.setattr(patchset, "local", full)
+    monkeypatch.setattr(series, "local", full)
     with pytest.raises(ToolkitError) as error:
-        patchset.run(prepared, check_only=True)
+        series.run(prepared, check_only=True)
     assert "No space left" in str(error.value) and "make the patch anew" not in str(error.value)

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from scripts import patchset
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
+from scripts.patchset import series
 from scripts.pins.settings import Settings
 
 pytestmark = pytest.mark.docker
@@ -102,7 +102,7 @@ def write_series(settings: Settings, directory: Path) -> Path:
     """Write the rendered series of sofia-sip, and what applies it, to `directory`."""
     (source,) = (source for source in settings.sources if source.name == "sofia-sip")
     (directory / "patches").mkdir(parents=True)
-    for patch in patchset.render(settings, source):
+    for patch in series.render(settings, source):
         (directory / "patches" / patch.name).write_text(patch.text, errors="surrogateescape")
     shutil.copy2(ROOT / "scripts" / "build-patch.sh", directory)
     return directory

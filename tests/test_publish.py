@@ -18,11 +18,12 @@ import pytest
 from docker.models.images import Image
 from rich.console import Console
 
-from scripts import patchset, publish
+from scripts import publish
 from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine import registry as registry_module
 from scripts.machine.engine import LABEL
+from scripts.patchset import series
 from scripts.pins.settings import Settings
 from tests import registries as registries_module
 from tests.conftest import git
@@ -191,7 +192,7 @@ def verified(settings: Settings, client: docker.DockerClient, registries: Settin
 def make(client: docker.DockerClient, settings: Settings, **labels: str) -> Image:
     """Make a patched image of `settings`, and a report that it passed."""
     pins = {f"{LABEL}.{source.name}": source.commit for source in settings.sources}
-    stamps = {f"{LABEL}.series": patchset.series_hash(settings), f"{LABEL}.test": settings.image}
+    stamps = {f"{LABEL}.series": series.series_hash(settings), f"{LABEL}.test": settings.image}
     image = registries_module.small_image(
         client, settings.base_image, f"{settings.image}:patched", **{**pins, **stamps, **labels}
     )
@@ -278,7 +279,7 @@ def test_provenance_tells_what_the_image_was_made_from(
         if entry.get("uri", "").startswith("git+file:")
     }
     assert commits == {source.name: source.commit for source in verified.sources}
-    assert definition["internalParameters"]["series"] == patchset.series_hash(verified)
+    assert definition["internalParameters"]["series"] == series.series_hash(verified)
     base = client.images.get(verified.base_image).id.removeprefix("sha256:")
     assert {"name": verified.base_image, "digest": {"sha256": base}} in definition["resolvedDependencies"]
     details = document["predicate"]["runDetails"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import patchset
 from scripts.errors import ToolkitError
+from scripts.patchset import series
 from scripts.pins import releases
 from scripts.pins.settings import load
 
@@ -53,7 +53,7 @@ def test_sofia_sip_in_the_tree() -> None:
     settings = load(freeswitch="v1.8.7")
     (source,) = settings.sources
     assert dict(source.carried) == {"sofia-sip": "libs/sofia-sip", "spandsp": "libs/spandsp"}
-    patches = patchset.render(settings, source)
+    patches = series.render(settings, source)
     names = [patch.name for patch in patches]
     assert len(set(names)) == len(names)
     carried = [file.path for patch in patches if patch.upstream == "sofia-sip" for file in patch.diff]

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from docker.models.containers import Container
 
-from scripts import patchset
 from scripts.events import EXPIRE, Event
+from scripts.patchset import series
 from scripts.pins.releases import Version
 from scripts.pins.settings import Settings
 from tests import aside, soak
@@ -33,7 +33,7 @@ WORKERS = 3
 
 def sofia_version(settings: Settings) -> Version:
     """Return the version of the sofia-sip that is tested."""
-    version = patchset.variables(settings)["sofia_sip"]
+    version = series.variables(settings)["sofia_sip"]
     assert isinstance(version, Version)
     return version
 

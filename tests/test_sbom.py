@@ -11,7 +11,8 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from scripts import patchset, sbom
+from scripts import sbom
+from scripts.patchset import series
 from scripts.pins.settings import Settings, load
 
 LISTING = [
@@ -49,7 +50,7 @@ def test_upstreams_with_commits_and_patches(text: str) -> None:
     for source in settings.sources:
         component = found[source.name]
         assert [commit["uid"] for commit in component["pedigree"]["commits"]] == [source.commit]
-        patches = patchset.render(settings, source)
+        patches = series.render(settings, source)
         assert {part["name"]: part["hashes"][0]["content"] for part in component.get("components", [])} == {
             f"patches/{source.name}/{patch.name}": hashlib.sha256(patch.text.encode()).hexdigest() for patch in patches
         }

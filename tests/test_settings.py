@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import patchset
 from scripts.errors import ToolkitError
 from scripts.machine.files import ROOT
+from scripts.patchset import series
 from scripts.pins import settings as settings_module
 from scripts.pins.releases import COMMIT
 from scripts.pins.settings import load
@@ -115,7 +115,7 @@ def test_modules_that_the_series_changes_are_fetched_whatever_is_built() -> None
     settings = load(overrides=["build.modules=endpoints/mod_sofia"])
     source = settings.source("freeswitch")
     assert source.modules == ("endpoints/mod_sofia",)
-    files = [file.path for patch in patchset.render(settings, source) for file in patch.diff]
+    files = [file.path for patch in series.render(settings, source) for file in patch.diff]
     changed = {"/".join(path.split("/")[:4]) for path in files if path.startswith("src/mod/")}
     assert len(changed) > 1
     assert {f"!/{directory}/**" for directory in changed} <= set(source.exclude)

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import matrix, report, summary
+from scripts import report, summary
 from scripts.errors import ToolkitError
-from scripts.matrix import Trial
 from scripts.model import Verdict
+from scripts.patchset import trials
+from scripts.patchset.trials import Trial
 from scripts.pins.settings import Settings
 from tests.test_report import RUN
 
@@ -89,8 +90,8 @@ def test_junit_of_the_tests(settings: Settings, directory: Path) -> None:
 
 
 def test_series(settings: Settings, directory: Path) -> None:
-    matrix.write([GOOD], directory / matrix.MATRIX_FILE)
-    matrix.write([GOOD, BAD], directory / matrix.TIP_FILE)
+    trials.write([GOOD], directory / trials.MATRIX_FILE)
+    trials.write([GOOD, BAD], directory / trials.TIP_FILE)
     page = summary.text(settings)
     tip, _, releases = page.partition("## Releases of the upstreams")
     assert "The series applies." in releases and "**does not" not in releases
@@ -98,7 +99,7 @@ def test_series(settings: Settings, directory: Path) -> None:
     assert rows(tip, "sofia-sip") == [["sofia-sip", "0123456789ab", "**no**", "71", "0", "1"]]
     assert rows(releases, "freeswitch + sofia-sip") == [["freeswitch + sofia-sip", "v1.11.1", "yes", "37", "3", "0"]]
     assert "sofia-sip 0123456789ab: 0002-x.patch: hunk 3 of &lt;b&gt;tport.c&lt;/b&gt; &#124; does not" in tip
-    only = summary.text(settings, [matrix.TIP_FILE])
+    only = summary.text(settings, [trials.TIP_FILE])
     assert "Newest commits" in only and "Releases of" not in only
 
 
@@ -114,8 +115,8 @@ def test_tables_are_tables(settings: Settings, directory: Path) -> None:
     """A table needs an empty line before it and none inside."""
     report.write(RUN, directory)
     (directory / "tests.xml").write_text(JUNIT)
-    matrix.write([GOOD], directory / matrix.MATRIX_FILE)
-    matrix.write([GOOD, BAD], directory / matrix.TIP_FILE)
+    trials.write([GOOD], directory / trials.MATRIX_FILE)
+    trials.write([GOOD, BAD], directory / trials.TIP_FILE)
     lines = ["", *summary.text(settings).splitlines()]
     for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
         if line.startswith("|--"):
@@ -126,7 +127,7 @@ def test_tables_are_tables(settings: Settings, directory: Path) -> None:
 
 
 def test_output_is_appended(settings: Settings, directory: Path, tmp_path: Path) -> None:
-    matrix.write([GOOD], directory / matrix.MATRIX_FILE)
+    trials.write([GOOD], directory / trials.MATRIX_FILE)
     target = tmp_path / "summary.md"
     target.write_text("before\n")
     summary.write(settings, str(target))
@@ -137,7 +138,7 @@ def test_output_is_appended(settings: Settings, directory: Path, tmp_path: Path)
 
 
 def test_summary_of_a_step_is_bounded(settings: Settings, directory: Path) -> None:
-    matrix.write([BAD] * 9000, directory / matrix.MATRIX_FILE)
+    trials.write([BAD] * 9000, directory / trials.MATRIX_FILE)
     page = summary.text(settings)
     assert len(page.encode()) < 1 << 20
     assert page.endswith("The rest is in the reports.\n")

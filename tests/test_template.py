@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from scripts import template
 from scripts.errors import ToolkitError
+from scripts.patchset import template
 from scripts.pins.releases import Version
 
 HEAD = "Subject: [PATCH] About %{ event }%\n\ndiff --git a/f.c b/f.c\n--- a/f.c\n+++ b/f.c\n"

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from unidiff.patch import Hunk
 
-from scripts import patchset, template
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
-from scripts.patchset import Patch
+from scripts.patchset import series, template
+from scripts.patchset.series import Patch
 from scripts.pins import releases
 from scripts.pins.releases import Pair, Release, Releases
 from scripts.pins.settings import Settings, Source, choose
@@ -164,7 +164,7 @@ def _pinned(source: Source, release: Release) -> Source:
 
 
 def _task(settings: Settings, source: Source, release: str) -> _Task:
-    return _Task(settings, source, release, tuple(patchset.render(settings, source)))
+    return _Task(settings, source, release, tuple(series.render(settings, source)))
 
 
 def fetch_release(settings: Settings, source: Source) -> Path:
@@ -252,17 +252,17 @@ def _try(path: Path, task: _Task) -> Trial:
         index, mail = Path(directory) / "index", Path(directory) / "mail"
         local(path, "read-tree", task.source.commit, index=index)
         for patch in task.patches:
-            mail.write_text(patch.text, errors=patchset.BYTES)
+            mail.write_text(patch.text, errors=series.BYTES)
             if doubt := _ambiguous(path, index, patch):
                 return dataclasses.replace(trial, applies=False, offset=offset, why=f"{patch.name}: {doubt}")
             try:
                 report = apply(path, index, mail)
             except ToolkitError as error:
-                why = f"{patch.name}: {patchset.culprit(patch, str(error))} it"
+                why = f"{patch.name}: {series.culprit(patch, str(error))} it"
                 return dataclasses.replace(
                     trial, applies=False, offset=offset, fuzz=_fuzz(path, index, mail, patch), why=why
                 )
-            if doubt := patchset.uneven(path, index, patch):
+            if doubt := series.uneven(path, index, patch):
                 return dataclasses.replace(trial, applies=False, offset=offset, why=f"{patch.name}: {doubt}")
             offset = max([offset, *(abs(int(lines)) for lines in OFFSET.findall(report))])
     return dataclasses.replace(trial, offset=offset)

@@ -20,10 +20,10 @@ from pathlib import Path
 from rich import get_console
 from rich.console import Console
 
-from scripts import patchset, template
 from scripts.errors import ToolkitError
-from scripts.matrix import places
-from scripts.patchset import BYTES, Patch
+from scripts.patchset import series, template
+from scripts.patchset.series import BYTES, Patch
+from scripts.patchset.trials import places
 from scripts.pins import settings as settings_module
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
@@ -71,17 +71,17 @@ def import_series(settings: Settings, console: Console | None = None, base: Sett
     done: list[str] = []
     with trees.locked(settings, console):
         for source in settings.sources:
-            patchset.own_tree(source)
+            series.own_tree(source)
             _check_branch(source)
         with _restoring(settings.sources):
             for source in settings.sources:
                 try:
-                    outcome = patchset.check_source(settings, source)
+                    outcome = series.check_source(settings, source)
                 except ToolkitError as error:
                     conflicts += _carry_over(settings, source, base, error, console)
                     continue
                 if outcome.patches:
-                    patchset.apply_source(source, outcome.patches)
+                    series.apply_source(source, outcome.patches)
                     local(source.path, "checkout", "--quiet", "-B", BRANCH)
                     number = len(outcome.patches)
                     done.append(f"{source.name}: {number} commits on branch {BRANCH} in {short(source.path)}")
@@ -140,7 +140,7 @@ def _restoring(every: Sequence[Source]) -> Iterator[None]:
         yield
     except BaseException:
         for source, tree, checked_out, tip in before:
-            patchset.restore(source, tree)
+            series.restore(source, tree)
             if tip:
                 local(source.path, "branch", "--force", BRANCH, tip)
             elif _tip(source):
@@ -188,12 +188,12 @@ def _carry_over(
             for item in settings.sources
         ),
     )
-    patches = patchset.render(on_base, on_base.source(source.name))
+    patches = series.render(on_base, on_base.source(source.name))
     commits = _commit_all(source, base.commit, patches)
-    patchset.to_pin(source)
-    local(path, "config", "toolkit.applying", json.dumps(patchset.touched(patches)))
+    series.to_pin(source)
+    local(path, "config", "toolkit.applying", json.dumps(series.touched(patches)))
     local(path, "checkout", "--quiet", "-B", BRANCH, source.commit)
-    local(path, "config", "toolkit.series", patchset.patches_hash(patchset.render(settings, source)))
+    local(path, "config", "toolkit.series", series.patches_hash(series.render(settings, source)))
     try:
         identity = {"GIT_COMMITTER_NAME": COMMITTER_NAME, "GIT_COMMITTER_EMAIL": COMMITTER_EMAIL}
         # Finding renames would fetch half of the tree.
@@ -201,14 +201,14 @@ def _carry_over(
     except ToolkitError as error:
         if not (path / ".git/CHERRY_PICK_HEAD").exists():
             raise
-        patchset.unset(source, "applying")
+        series.unset(source, "applying")
         files = local(path, "diff", "--name-only", "--diff-filter=U").split()
         return [
             f"{source.name}: conflicts in {listing(files)} of {short(path)}: resolve them, `git add` the files and run "
             f"`{trees.git_in(path)} cherry-pick --continue`, then `inv patches-export`"
             + ("" if files else f" ({error})")
         ]
-    patchset.unset(source, "applying")
+    series.unset(source, "applying")
     return []
 
 
@@ -255,13 +255,13 @@ def _author(patch: Patch) -> dict[str, str]:
 def _export(settings: Settings, source: Source, places: bool) -> list[Exported]:
     commits = _commits(source)
     _check_imported(settings, source, commits)
-    variables = patchset.variables(settings)
+    variables = series.variables(settings)
     result = []
     owners = {commit: _owner(source, commit) for commit in commits}
     for upstream, directory in (*source.carried, (source.name, "")):
         mine = [commit for commit in commits if owners[commit] == upstream]
         texts = _texts(settings, source, upstream, directory, mine, variables, places)
-        old = {path.name: path.read_bytes().decode(errors=BYTES) for path in patchset.files(settings, upstream)}
+        old = {path.name: path.read_bytes().decode(errors=BYTES) for path in series.files(settings, upstream)}
         written = tuple(name for name, text in texts.items() if old.get(name) != text)
         result.append(Exported(upstream, texts, written, tuple(name for name in old if name not in texts)))
     return result
@@ -288,13 +288,13 @@ def _commits(source: Source) -> list[str]:
 
 def _check_imported(settings: Settings, source: Source, commits: Sequence[str]) -> None:
     """Raise ToolkitError if the export would overwrite patches that the tree was not made from."""
-    patches = patchset.render(settings, source)
+    patches = series.render(settings, source)
     if patches and not commits:
         raise ToolkitError(
             f"{source.name}: {short(source.path)} is at the pin, and would leave no patches: run `inv patches-import`, "
             f"or check out the branch {BRANCH}"
         )
-    if patches and trees.require(source).config.get("series") != patchset.patches_hash(patches):
+    if patches and trees.require(source).config.get("series") != series.patches_hash(patches):
         raise ToolkitError(
             f"{source.name}: {short(settings.patches)} has changed since the import into {short(source.path)}: "
             f"save your commits (`{trees.git_in(source.path)} branch NAME`), run `inv patches-import` and pick them "
@@ -332,7 +332,7 @@ def _texts(
     """
     old = {}
     texts: dict[str, str] = {}
-    for path in patchset.files(settings, upstream):
+    for path in series.files(settings, upstream):
         content = path.read_bytes().decode(errors=BYTES)
         filled = "".join(line.text for line in template.fill(content, variables, short(path)))
         if f"\n{template.DIFF}" in filled:
@@ -544,14 +544,14 @@ def _recover(settings: Settings) -> None:
 def _adopt(settings: Settings, source: Source) -> None:
     """Make the exported commits the toolkit's own, so that `inv patch` and `inv clone` know them."""
     tree = trees.require(source)
-    patches = tuple(patchset.render(settings, source))
-    if not patches or patchset.is_applied(tree, patches):
+    patches = tuple(series.render(settings, source))
+    if not patches or series.is_applied(tree, patches):
         return
     before = local(source.path, "rev-parse", "HEAD^{tree}").strip()
     # The commits are the series now: if this is interrupted, another export takes them.
-    local(source.path, "config", "toolkit.series", patchset.patches_hash(patches))
+    local(source.path, "config", "toolkit.series", series.patches_hash(patches))
     with _restoring([source]):
-        patchset.apply_source(source, patches)
+        series.apply_source(source, patches)
         if local(source.path, "rev-parse", "HEAD^{tree}").strip() != before:
             raise ToolkitError(
                 f"{source.name}: the exported series does not make the tree of {tree.head[:12]} again: "

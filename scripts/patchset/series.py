@@ -1,7 +1,7 @@
 """The patch series: render it, check it, apply it, take it back.
 
 Patches are `git format-patch` mails in patches/<upstream>/NNNN-*.patch and
-templates (scripts/template.py) at once.
+templates (scripts/patchset/template.py) at once.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from rich.table import Table
 from unidiff.errors import UnidiffParseError
 from unidiff.patch import Line, PatchSet
 
-from scripts import template
 from scripts.errors import ToolkitError
+from scripts.patchset import template
 from scripts.pins.releases import IN_TREE_VERSION, Version
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees

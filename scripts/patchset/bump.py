@@ -11,8 +11,8 @@ from pathlib import Path
 from rich import get_console
 from rich.console import Console
 
-from scripts import matrix
 from scripts.errors import ToolkitError
+from scripts.patchset import trials
 from scripts.pins import releases
 from scripts.pins import settings as settings_module
 from scripts.pins.releases import IN_TREE, IN_TREE_SOURCES, Pair, Release, Releases, Version
@@ -66,8 +66,8 @@ def bump(
             reasons.append(str(error))
             console.print(f"{error}: passed over", soft_wrap=True)
             continue
-        found = matrix.try_release(settings, pair, console)
-        matrix.show(found, console)
+        found = trials.try_release(settings, pair, console)
+        trials.show(found, console)
         if all(trial.applies for trial in found):
             _write(pair, known, pins, table)
             other = f" with sofia-sip {pair.sofia_sip.name}" if pair.sofia_sip else ""
@@ -124,7 +124,7 @@ def _tags(source: Source) -> dict[str, str]:
 
 def _least(settings: Settings, source: Source, release: Release) -> str:
     """Return the oldest sofia-sip that the FreeSWITCH `release` takes."""
-    path = matrix.fetch_release(settings, replace(source, tag=release.tag, commit=release.commit))
+    path = trials.fetch_release(settings, replace(source, tag=release.tag, commit=release.commit))
     if trees.local(path, "ls-tree", release.commit, f"{IN_TREE_SOURCES['sofia-sip']}/"):
         return IN_TREE
     match = LEAST.search(trees.online(path, "show", f"{release.commit}:configure.ac"))

@@ -1,0 +1,8 @@
+"""The patch series: from templates to patches, onto the trees and back.
+
+`series`: render it, check it, apply it, take it back
+`template`: patches as templates, filled in and put back
+`branch`: the series as a branch: commits to edit, and back to patch files
+`trials`: does it apply to every release?
+`bump`: move to newer releases
+"""
