@@ -66,7 +66,7 @@ def example(context: Context, set_: list[str], start: bool = True) -> None:
     """Run the example of examples/compose: FreeSWITCH, and a subscriber that prints who goes offline."""
     from scripts import example
 
-    (example.start if start else example.build)(settings(context, set_))
+    (example.start if start else example.build_images)(settings(context, set_))
 
 
 @command(image="Image to look at (default: the patched one).", json="Print JSON.")

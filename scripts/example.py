@@ -36,7 +36,7 @@ TOOLKIT = (
 PACKAGES = ("genesis", "PyYAML", "rich")
 
 
-def build(settings: Settings, console: Console | None = None) -> str:
+def build_images(settings: Settings, console: Console | None = None) -> str:
     """Build the images of the example, the subscriber's included; return the tag of that."""
     console = console or get_console()
     image.build(settings, console)
@@ -54,7 +54,7 @@ def start(settings: Settings, console: Console | None = None) -> None:
     Raises ToolkitError if there is no Docker Compose or it fails.
     """
     command = engine.compose_command()
-    build(settings, console)
+    build_images(settings, console)
     environment = {**os.environ, "IMAGE": settings.image}
 
     def compose(*arguments: str) -> int:

@@ -58,7 +58,7 @@ def compose(built: Settings) -> Iterator[Compose]:
         compose = Compose(built)
     except ToolkitError as error:
         pytest.skip(str(error))
-    example.build(built, Console(quiet=True))
+    example.build_images(built, Console(quiet=True))
     try:
         compose("up", "--detach", "init", "freeswitch", "subscriber")
         yield compose
