@@ -21,7 +21,7 @@ def doctor(context: Context, set_: list[str]) -> bool:
 @command()
 def base(context: Context, set_: list[str]) -> None:
     """Get the base image: pull it or, failing that, make it with debootstrap."""
-    from scripts import base
+    from scripts.image import base
 
     base.ensure(settings(context, set_))
 
@@ -56,9 +56,9 @@ def patch(
 @command(**RELEASES)
 def build(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: str = "") -> None:
     """Build the image with the patched FreeSWITCH."""
-    from scripts import image
+    from scripts.image import build
 
-    image.build(settings(context, set_, freeswitch, sofia_sip))
+    build.build(settings(context, set_, freeswitch, sofia_sip))
 
 
 @command(start="Also start it, until Ctrl-C (default; --no-start only builds its images).")
@@ -72,7 +72,7 @@ def example(context: Context, set_: list[str], start: bool = True) -> None:
 @command(image="Image to look at (default: the patched one).", json="Print JSON.")
 def image_info(context: Context, set_: list[str], image: str = "", json: bool = False) -> None:
     """Print what is in an image: upstreams, patches, modules, base, size."""
-    from scripts import info
+    from scripts.image import info
 
     info.show(settings(context, set_), image, json)
 
@@ -80,7 +80,7 @@ def image_info(context: Context, set_: list[str], image: str = "", json: bool = 
 @command(first="Name of an image.", second="Name of the other one.")
 def image_diff(context: Context, first: str, second: str, set_: list[str]) -> bool:
     """List the files and settings in which two images differ."""
-    from scripts import diff
+    from scripts.image import diff
 
     settings(context, set_)
     return diff.show(first, second)
@@ -89,7 +89,7 @@ def image_diff(context: Context, first: str, second: str, set_: list[str]) -> bo
 @command(**RELEASES)
 def reproduce(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: str = "") -> bool:
     """Build the patched image twice, the second time from nothing, and compare the two."""
-    from scripts import diff
+    from scripts.image import diff
 
     return diff.reproduce(settings(context, set_, freeswitch, sofia_sip))
 

@@ -20,12 +20,12 @@ from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenan
 from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement
 
-from scripts import cache
 from scripts.errors import ToolkitError
+from scripts.image import cache
+from scripts.image.provenance import OCI
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings
-from scripts.provenance import OCI
 from scripts.sources import trees
 
 PREDICATE = "https://slsa.dev/provenance/v1"

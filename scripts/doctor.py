@@ -20,8 +20,8 @@ from rich import get_console
 from rich.console import Console
 from rich.markup import escape
 
-from scripts.base import INSTALL, debootstrap
 from scripts.errors import ToolkitError
+from scripts.image.base import INSTALL, debootstrap
 from scripts.machine import engine, terminal
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees

@@ -13,9 +13,9 @@ from packaging.requirements import Requirement
 from rich import get_console
 from rich.console import Console
 
-from scripts import image, provenance
 from scripts.errors import ToolkitError
-from scripts.image import Target
+from scripts.image import build, provenance
+from scripts.image.build import Target
 from scripts.machine import engine
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings
@@ -39,12 +39,12 @@ PACKAGES = ("genesis", "PyYAML", "rich")
 def build_images(settings: Settings, console: Console | None = None) -> str:
     """Build the images of the example, the subscriber's included; return the tag of that."""
     console = console or get_console()
-    image.build(settings, console)
+    build.build(settings, console)
     context = make_context(settings.build_directory / "subscriber")
     labels = {f"{provenance.OCI}.title": "Subscriber", f"{provenance.OCI}.version": provenance.version(settings)}
     tag = f"{settings.image}:subscriber"
     target = Target("", tag, ("packages", "toolkit"), labels, DIRECTORY / "Dockerfile")
-    image.make(settings, context, target, settings.build_directory / "subscriber.log", console)
+    build.make(settings, context, target, settings.build_directory / "subscriber.log", console)
     return tag
 
 

@@ -16,8 +16,9 @@ from packaging.version import Version
 from rich import get_console
 from rich.console import Console
 
-from scripts import provenance, publish, summary
+from scripts import publish, summary
 from scripts.errors import ToolkitError
+from scripts.image import provenance
 from scripts.machine.files import ROOT
 from scripts.patchset import trials
 from scripts.pins.settings import Settings

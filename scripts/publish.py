@@ -24,14 +24,15 @@ from packaging.version import InvalidVersion, Version
 from rich import get_console
 from rich.console import Console
 
-from scripts import attestation, cache
+from scripts import attestation
 from scripts.errors import ToolkitError
+from scripts.image import cache
+from scripts.image.provenance import MODULE_SET, REVISION, VERSION, project_version
 from scripts.machine import engine, registry
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.patchset import series
 from scripts.pins.settings import Settings, repository
-from scripts.provenance import MODULE_SET, REVISION, VERSION, project_version
 from scripts.scenario import PATCHED
 from scripts.sources import trees
 from scripts.sources.trees import listing, short

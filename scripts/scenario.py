@@ -31,6 +31,7 @@ from requests.exceptions import RequestException
 from rich import get_console
 from rich.console import Console
 
+import scripts.image.build
 from scripts import ladder, report
 from scripts.capture import Capture, Sniffer
 from scripts.errors import ToolkitError
@@ -131,10 +132,9 @@ def verify(settings: Settings) -> None:
     Shows the results and writes them to the report directory. Raises
     ToolkitError if any case didn't pass or couldn't be run.
     """
-    from scripts import image
 
     report.prepare(settings.report_directory)
-    image.build(settings)
+    scripts.image.build.build(settings)
     run(settings)
 
 

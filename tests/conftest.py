@@ -19,8 +19,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-from scripts import base, image
 from scripts.errors import ToolkitError
+from scripts.image import base, build
 from scripts.machine import engine
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings, Source, load
@@ -189,7 +189,7 @@ def built(one_at_a_time: Callable[[], contextlib.AbstractContextManager[None]]) 
             sources_module.clone(found, Console(quiet=True))
         except ToolkitError as error:
             pytest.skip(f"the images are not tested: {error}")
-        image.build(found, Console(quiet=True))
+        build.build(found, Console(quiet=True))
     return found
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import base
 from scripts.errors import ToolkitError
+from scripts.image import base
 from scripts.machine import engine
 from scripts.pins.settings import Settings
 from tests.conftest import needs_docker

@@ -12,8 +12,8 @@ import pytest
 from docker.errors import ImageNotFound
 from rich.console import Console
 
-from scripts import cache, image
 from scripts.errors import ToolkitError
+from scripts.image import build, cache
 from scripts.machine import engine
 from scripts.machine import registry as registry_module
 from scripts.machine.engine import LABEL
@@ -174,11 +174,11 @@ def test_real_images_are_not_built_twice(built: Settings, client: docker.DockerC
         # The engine still has them under their own name, but no tag of these.
         registries_module.forget(client, *own)
         console = Lines()
-        image.build(real, console)
+        build.build(real, console)
         assert console.text.count(": pulled ") == len(own)
         assert {tag: str(client.images.get(tag).id) for tag in own} == ids
         again = Lines()
-        image.build(real, again)
+        build.build(real, again)
         assert again.text.count(": up to date") == len(own)
     finally:
         registries_module.forget(client, *own, *(cache.reference(real, tag) for tag in own))

@@ -12,9 +12,9 @@ import pytest
 from docker.models.images import Image
 from rich.console import Console
 
-from scripts import diff, image, info
-from scripts.diff import Difference
 from scripts.errors import ToolkitError
+from scripts.image import build, diff, info
+from scripts.image.diff import Difference
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.patchset.series import render
@@ -57,8 +57,8 @@ def test_what_differs_is_listed(built: Settings, other: Image) -> None:
 def test_series_changes_what_it_says_it_changes(built: Settings) -> None:
     found = diff.compare(f"{built.image}:stock", f"{built.image}:patched")
     files = {difference.path for difference in found if difference.what in ("content", "presence")}
-    assert {image.MODULE, image.SBOM_IN_IMAGE} <= files
-    changed = ("/mod/", "/libsofia-sip", "/libfreeswitch.so", image.SBOM_IN_IMAGE)
+    assert {build.MODULE, build.SBOM_IN_IMAGE} <= files
+    changed = ("/mod/", "/libsofia-sip", "/libfreeswitch.so", build.SBOM_IN_IMAGE)
     assert all(any(part in path for part in changed) for path in files), files
 
 

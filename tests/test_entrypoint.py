@@ -11,7 +11,7 @@ import pytest
 import trustme
 from docker.models.containers import Container
 
-from scripts import image
+from scripts.image import build
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings
@@ -252,7 +252,7 @@ def test_directory_that_the_user_cannot_read(checker: Checker) -> None:
 
 def test_misspelled_variables_are_told(checker: Checker) -> None:
     """Of every family of variables, and where the first word lacks an S or has one too many."""
-    families = {variable["name"].split("_")[0] for group in image.variables() for variable in group["variables"]}
+    families = {variable["name"].split("_")[0] for group in build.variables() for variable in group["variables"]}
     names = {f"{family}_X" for family in families} | {"REQUEST_PER_SECOND", "LOGS_LEVEL", "TCP_FIRST_TIMEOUT"}
     code, _, errors = checker.check({**dict.fromkeys(names, "5"), "HOSTNAMES": "5"})
     assert code == 0
@@ -275,7 +275,7 @@ def test_address_of_another_network_is_told(checker: Checker) -> None:
 
 def test_table_has_a_check_for_every_variable(root: Path) -> None:
     script = (root / "scripts/freeswitch-entrypoint.sh").read_text()
-    for group in image.variables():
+    for group in build.variables():
         for variable in group["variables"]:
             kind = variable["kind"].split()[0].replace("-", "_")
             assert f"\ncheck_{kind}() {{" in script, variable["name"]
@@ -283,7 +283,7 @@ def test_table_has_a_check_for_every_variable(root: Path) -> None:
 
 def test_documentation_has_the_variables(root: Path) -> None:
     page = (root / "docs/deployment.md").read_text()
-    for group in image.variables():
+    for group in build.variables():
         assert f"### {group['title']}\n" in page
         for variable in group["variables"]:
             default = f"`{variable['default']}`" if variable["default"] else ""

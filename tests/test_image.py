@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from scripts import image
 from scripts.errors import ToolkitError
-from scripts.image import STOCK_INPUTS, Target
+from scripts.image import build
+from scripts.image.build import STOCK_INPUTS, Target
 from scripts.machine import engine
 from scripts.pins.settings import Settings, load
 from scripts.sources import trees
@@ -32,7 +32,7 @@ def context(tmp_path: Path) -> Path:
 
 
 def hashes(context: Path, base_id: str = "sha256:1") -> tuple[str, str]:
-    return image.hash_inputs(context, STOCK, base_id), image.hash_inputs(context, PATCHED, base_id)
+    return build.hash_inputs(context, STOCK, base_id), build.hash_inputs(context, PATCHED, base_id)
 
 
 def test_same_inputs_have_the_same_hash(context: Path) -> None:
@@ -67,14 +67,14 @@ def test_moved_file_mode_base_and_dockerfile_count(
     seen.add(hashes(context))
     other = tmp_path / "Dockerfile"
     other.write_text("FROM scratch\n")
-    monkeypatch.setattr(image, "DOCKERFILE", other)
+    monkeypatch.setattr(build, "DOCKERFILE", other)
     seen.add(hashes(context))
     assert len(seen) == 5
 
 
 def told(freeswitch: str) -> str:
     """Return what the configure scripts of a release are told, without comments."""
-    lines = image.site(load(freeswitch=freeswitch)).splitlines()
+    lines = build.site(load(freeswitch=freeswitch)).splitlines()
     return "\n".join(line for line in lines if not line.startswith("#"))
 
 
@@ -97,10 +97,10 @@ def test_upstream_in_the_tree_of_another_has_no_sources_of_its_own(settings: Set
     settings = dataclasses.replace(settings, sources=(sofia, freeswitch), patches=settings.patches / "none")
     settings.patches.mkdir()
     trees.clone(settings, Console(quiet=True))
-    context = image.make_context(settings)
+    context = build.make_context(settings)
     assert {file.name for file in (context / "sources").glob("*.tar")} == {"sofia-sip.tar", "freeswitch.tar"}
     carrier = dataclasses.replace(freeswitch, carried=(("sofia-sip", "src"),))
-    image.make_context(dataclasses.replace(settings, sources=(carrier,)))
+    build.make_context(dataclasses.replace(settings, sources=(carrier,)))
     assert {file.name for file in (context / "sources").glob("*.tar")} == {"freeswitch.tar"}
     assert {directory.name for directory in (context / "patches").iterdir()} == {"sofia-sip", "freeswitch"}
 
@@ -131,17 +131,17 @@ def test_image_must_not_grow_unasked(
     monkeypatch.setattr(engine, "run", run)
     console = Console(file=io.StringIO())
     if not refused:
-        image.check_size(settings, console)
+        build.check_size(settings, console)
         return
     with pytest.raises(
         ToolkitError, match=rf"adds {added} MB to its base, over \d+ % more than the 100 stated"
     ) as error:
-        image.check_size(settings, console)
+        build.check_size(settings, console)
     assert "--set build.growth=" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_size_of_an_image_is_that_of_its_files(built: Settings) -> None:
-    base, patched = image._size(built.base_image), image._size(f"{built.image}:patched")
+    base, patched = build._size(built.base_image), build._size(f"{built.image}:patched")
     assert 50e6 < base < patched < base + 100e6
     _, listing = engine.run(
         f"{built.image}:patched", ["find", "/usr", "-xdev", "-type", "f", "-printf", "%s\n"], "root"
@@ -151,7 +151,7 @@ def test_size_of_an_image_is_that_of_its_files(built: Settings) -> None:
 
 def test_labels_count(context: Path) -> None:
     def hashed(labels: dict[str, str]) -> str:
-        return image.hash_inputs(context, Target("runtime-stock", "x:stock", STOCK_INPUTS, labels), "sha256:1")
+        return build.hash_inputs(context, Target("runtime-stock", "x:stock", STOCK_INPUTS, labels), "sha256:1")
 
     assert hashed({"a": "1", "b": "2"}) == hashed({"b": "2", "a": "1"}) != hashed({"a": "2", "b": "2"})
 
@@ -159,9 +159,9 @@ def test_labels_count(context: Path) -> None:
 @pytest.mark.parametrize("name", ["core", "full"])
 def test_configuration_is_rendered_for_each_set(tmp_path: Path, name: str) -> None:
     settings = load(overrides=[f"build.module_set={name}"])
-    image._render(settings, tmp_path, image.CONFIGURATION)
-    image._render(settings, tmp_path, image.SHARE)
-    for path in (tmp_path / image.CONFIGURATION).rglob("*.xml"):
+    build._render(settings, tmp_path, build.CONFIGURATION)
+    build._render(settings, tmp_path, build.SHARE)
+    for path in (tmp_path / build.CONFIGURATION).rglob("*.xml"):
         ElementTree.fromstring(path.read_text())
     loaded = (tmp_path / "conf/autoload_configs/modules.conf.xml").read_text()
     # What opens a port or needs a configuration is not loaded unasked.
@@ -224,7 +224,7 @@ def test_steps_that_take_long_are_shown(
     docker.chmod(0o755)
     monkeypatch.setenv("PATH", f"{docker.parent}:{os.environ['PATH']}")
     output, log = io.StringIO(), tmp_path / "build.log"
-    image.docker_build(settings, context, STOCK, {}, log, Console(file=output, width=200))
+    build.docker_build(settings, context, STOCK, {}, log, Console(file=output, width=200))
     first, last = output.getvalue().splitlines()
     assert first == f"building x:stock: {step}" and last.startswith("x:stock: ")
     assert log.read_text() == f"==> x:stock\n{printed}"

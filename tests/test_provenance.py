@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts import provenance
+from scripts.image import provenance
 from scripts.machine import engine
 from scripts.pins.settings import Settings, load
 from scripts.sources import trees

@@ -11,7 +11,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from scripts import sbom
+from scripts.image import sbom
 from scripts.patchset import series
 from scripts.pins.settings import Settings, load
 

@@ -24,8 +24,8 @@ from docker.errors import NotFound
 from rich import get_console
 from rich.console import Console
 
-from scripts import base, cache, provenance, sbom
 from scripts.errors import ToolkitError
+from scripts.image import base, cache, provenance, sbom
 from scripts.machine import engine, terminal
 from scripts.machine.files import ROOT
 from scripts.patchset import series

@@ -16,8 +16,8 @@ from rich import get_console
 from rich.console import Console
 from rich.table import Table
 
-from scripts import image, provenance
 from scripts.errors import ToolkitError
+from scripts.image import build, provenance
 from scripts.machine import engine, terminal
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings
@@ -28,7 +28,7 @@ AGAIN = "again"
 ENGINE = frozenset({".dockerenv", "dev/console", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf"})
 # Where an image keeps its configuration that says how it was made, not what is in it.
 IGNORED_CONFIG = frozenset({"Hostname", "Image", "Labels"})
-IGNORED_LABELS = frozenset({image.INPUTS, provenance.REVISION})
+IGNORED_LABELS = frozenset({build.INPUTS, provenance.REVISION})
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ def reproduce(settings: Settings, console: Console | None = None) -> bool:
     The second one is <image>:again, and is kept. Takes as long as a first build.
     """
     console = console or get_console()
-    image.build(settings, console)
+    build.build(settings, console)
     context = settings.build_directory / "context"
-    (patched,) = (target for target in image.targets(settings) if target.stage == "runtime-patched")
+    (patched,) = (target for target in build.targets(settings) if target.stage == "runtime-patched")
     again = replace(patched, tag=f"{settings.image}:{AGAIN}")
     start = time.monotonic()
     log = settings.build_directory / "reproduce.log"
     log.unlink(missing_ok=True)
-    image.docker_build(settings, context, again, {**engine.IMAGE_LABEL, **patched.labels}, log, console, afresh=True)
+    build.docker_build(settings, context, again, {**engine.IMAGE_LABEL, **patched.labels}, log, console, afresh=True)
     console.print(f"built again in {time.monotonic() - start:.0f} s, output in {trees.short(log)}")
     return show(patched.tag, again.tag, console)
 

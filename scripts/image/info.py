@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.errors import ToolkitError
-from scripts.image import SBOM_IN_IMAGE
+from scripts.image.build import SBOM_IN_IMAGE
+from scripts.image.provenance import MODULE_SET, OCI, SERIES
 from scripts.machine import engine, terminal
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings
-from scripts.provenance import MODULE_SET, OCI, SERIES
 
 MODULES = "/usr/local/freeswitch/mod"
 
