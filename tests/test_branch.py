@@ -211,7 +211,7 @@ def test_joined_hunks_have_as_much_context_above_as_below(blocks: Settings, tmp_
     assert (tree(blocks) / "src/main.c").read_text() != wanted
     copy = tmp_path / "copy"
     shutil.copytree(tree(blocks), copy, symlinks=True)
-    subprocess.run(["sh", root / "scripts/build-patch.sh", blocks.patches / "one", copy], check=True)
+    subprocess.run(["sh", root / "scripts/image/stages/build-patch.sh", blocks.patches / "one", copy], check=True)
     assert (copy / "src/main.c").read_text() == wanted
     before = files(blocks)
     branch.import_series(blocks)

@@ -274,7 +274,7 @@ def test_address_of_another_network_is_told(checker: Checker) -> None:
 
 
 def test_table_has_a_check_for_every_variable(root: Path) -> None:
-    script = (root / "scripts/freeswitch-entrypoint.sh").read_text()
+    script = (root / "scripts/image/runtime/freeswitch-entrypoint.sh").read_text()
     for group in build.variables():
         for variable in group["variables"]:
             kind = variable["kind"].split()[0].replace("-", "_")

@@ -198,7 +198,7 @@ def test_patch_of_a_missing_file_is_named(prepared: Settings) -> None:
 
 def build_applies(prepared: Settings) -> bool:
     """Return whether the build's `patch` takes the series of "one"."""
-    script = ROOT / "scripts/build-patch.sh"
+    script = ROOT / "scripts/image/stages/build-patch.sh"
     command: list[str | Path] = ["sh", script, prepared.patches / "one", prepared.source("one").path]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 

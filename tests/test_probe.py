@@ -104,7 +104,7 @@ def write_series(settings: Settings, directory: Path) -> Path:
     (directory / "patches").mkdir(parents=True)
     for patch in series.render(settings, source):
         (directory / "patches" / patch.name).write_text(patch.text, errors="surrogateescape")
-    shutil.copy2(ROOT / "scripts" / "build-patch.sh", directory)
+    shutil.copy2(ROOT / "scripts/image/stages/build-patch.sh", directory)
     return directory
 
 
@@ -302,7 +302,7 @@ def own_tests(stage: str, directory: Path) -> dict[str, str]:
     """Run sofia-sip's own tests, with the series in `directory` if there is one, and return program and result."""
     result = docker(
         "run", "--rm", "--label", f"{LABEL}=true", "--env", f"JOBS={os.cpu_count() or 1}",
-        "--volume", f"{directory}:/series:ro", "--volume", f"{ROOT / 'scripts'}:/scripts:ro", stage,
+        "--volume", f"{directory}:/series:ro", "--volume", f"{ROOT / 'scripts/image/stages'}:/scripts:ro", stage,
         "/scripts/build-check.sh", "/series/patches",
         timeout=3600,
     )  # fmt: skip

@@ -7,4 +7,6 @@
 `sbom`: what is in it, as CycloneDX
 `info`: labels and list of contents, printed
 `diff`: two images, file by file
+`stages/`: shell that Dockerfile.build runs
+`runtime/`: shell inside the image
 """

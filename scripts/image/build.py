@@ -38,7 +38,13 @@ TEMPLATES = ROOT / "templates" / "freeswitch"
 VARIABLES = TEMPLATES / "variables.yaml"
 # Directories of templates and of the context: the configuration, and what the entrypoint reads.
 CONFIGURATION, SHARE = "conf", "share"
-SCRIPTS = ("build-dist.sh", "build-library.sh", "build-patch.sh", "freeswitch-entrypoint.sh", "freeswitch-health.sh")
+SCRIPTS = (
+    "stages/build-dist.sh",
+    "stages/build-library.sh",
+    "stages/build-patch.sh",
+    "runtime/freeswitch-entrypoint.sh",
+    "runtime/freeswitch-health.sh",
+)
 # How Docker's two builders begin a step that takes long, and how they say that they need not.
 STEP = re.compile(r"Step \d+/\d+ : RUN .*|#\d+ \[.*\] RUN .*")
 CACHED = re.compile(r" ---> Using cache|#\d+ CACHED")
@@ -154,7 +160,7 @@ def make_context(settings: Settings) -> Path:
         for patch in series.render(settings, source):
             _write(context / "patches" / source.name / patch.name, patch.text)
     for script in SCRIPTS:
-        shutil.copy2(ROOT / "scripts" / script, context / "scripts" / script)
+        shutil.copy2(Path(__file__).parent / script, context / "scripts")
     _write(context / "config.site", site(settings))
     chosen = settings.module_set
     # A phone as SIPp plays it: user, domain and the answer to the challenge are
