@@ -215,7 +215,7 @@ def watch(
     context: Context, set_: list[str], host: str = "", port: str = "", password: str = "", json: bool = False
 ) -> None:
     """Print the reports of lost connections of a running FreeSWITCH as they come."""
-    from scripts import events
+    from scripts.freeswitch import events
 
     events.watch(settings(context, set_), host, port, password, json)
 

@@ -26,10 +26,10 @@ TOOLKIT = (
     "invoke.yaml",
     "releases.yaml",
     "scripts/errors.py",
-    "scripts/events.py",
+    "scripts/freeswitch/events.py",
     "scripts/pins/releases.py",
     "scripts/pins/settings.py",
-    "scripts/subscriber.py",
+    "scripts/freeswitch/subscriber.py",
     "scripts/machine/files.py",
     "scripts/machine/terminal.py",
 )

@@ -11,19 +11,18 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Protocol
 
+from scapy.error import Scapy_Exception
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
+from scapy.utils import PcapReader
 from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 
-from scripts.capture import Capture
 from scripts.errors import ToolkitError
-from scripts.events import REGISTER, UNREGISTER, Event, parse
+from scripts.freeswitch.capture import Capture
+from scripts.freeswitch.events import REGISTER, UNREGISTER, Event, parse
 
 # It says on import what it does not find on this machine; no packet is sent here.
 logging.getLogger("scapy").setLevel(logging.CRITICAL)
-
-from scapy.error import Scapy_Exception  # noqa: E402
-from scapy.layers.inet import IP, TCP  # noqa: E402
-from scapy.layers.inet6 import IPv6  # noqa: E402
-from scapy.utils import PcapReader  # noqa: E402
 
 # A pause that is worth a row of its own, nanoseconds.
 GAP_NS = 250_000_000

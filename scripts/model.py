@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from scripts.capture import Capture
-from scripts.events import Event
+from scripts.freeswitch.capture import Capture
+from scripts.freeswitch.events import Event
 
 
 class Verdict(StrEnum):

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scripts.errors import ToolkitError
-from scripts.events import as_json
+from scripts.freeswitch.events import as_json
 from scripts.model import Result, Run, Verdict
 from scripts.page import render
 

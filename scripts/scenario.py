@@ -33,9 +33,18 @@ from rich.console import Console
 
 import scripts.image.build
 from scripts import ladder, report
-from scripts.capture import Capture, Sniffer
 from scripts.errors import ToolkitError
-from scripts.events import REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable, delay_ms, parse
+from scripts.freeswitch.capture import Capture, Sniffer
+from scripts.freeswitch.events import (
+    REGISTER,
+    UNREGISTER,
+    ConnectionLost,
+    Event,
+    Subscriber,
+    Unreachable,
+    delay_ms,
+    parse,
+)
 from scripts.machine import engine, terminal
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT

@@ -30,7 +30,7 @@ from scripts import model, report
 from scripts.bench import offenders
 from scripts.bench.offenders import Raw
 from scripts.errors import ToolkitError
-from scripts.events import UNREGISTER
+from scripts.freeswitch.events import UNREGISTER
 from scripts.machine import terminal
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT

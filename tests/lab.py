@@ -35,7 +35,7 @@ from pytest_docker.plugin import get_docker_services
 
 from scripts.bench.box import cpu_seconds
 from scripts.errors import ToolkitError
-from scripts.events import EXPIRE, REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable
+from scripts.freeswitch.events import EXPIRE, REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings

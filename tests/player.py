@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from scripts.events import REGISTER, UNREGISTER, Event, parse
+from scripts.freeswitch.events import REGISTER, UNREGISTER, Event, parse
 from tests.lab import DOMAIN, Lab
 from tests.sip import Client
 

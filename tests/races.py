@@ -36,7 +36,7 @@ from xml.etree import ElementTree
 from docker.models.containers import Container
 
 from scripts.bench.stream import Esl, frame, parse_headers
-from scripts.events import REGISTER, UNREGISTER
+from scripts.freeswitch.events import REGISTER, UNREGISTER
 from scripts.pins.settings import Settings
 from tests import lab as lab_module
 from tests.lab import DOMAIN, ESL_PORT, Lab

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from scripts import model, report, scenario
-from scripts.capture import Capture, Sniffer
 from scripts.errors import ToolkitError
+from scripts.freeswitch.capture import Capture, Sniffer
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.model import Image, Result, Run, Verdict

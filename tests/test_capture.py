@@ -12,8 +12,9 @@ from docker.errors import APIError, DockerException
 from docker.models.containers import Container, ContainerCollection
 from requests.exceptions import ConnectionError as RequestsConnectionError
 
-from scripts import capture, ladder
-from scripts.capture import Capture, Sniffer
+from scripts import ladder
+from scripts.freeswitch import capture
+from scripts.freeswitch.capture import Capture, Sniffer
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings

@@ -13,7 +13,7 @@ from functools import partial
 
 import pytest
 
-from scripts.events import REGISTER, UNREGISTER, Event
+from scripts.freeswitch.events import REGISTER, UNREGISTER, Event
 from scripts.pins.settings import Settings
 from tests import lab as lab_module
 from tests import player

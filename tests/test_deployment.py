@@ -31,7 +31,7 @@ from docker.types import IPAMConfig, IPAMPool, Ulimit
 
 from scripts.bench.offenders import Raw
 from scripts.errors import ToolkitError
-from scripts.events import Subscriber
+from scripts.freeswitch.events import Subscriber
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings

@@ -23,9 +23,9 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 import tasks
-from scripts import events
 from scripts.bench.suite import PARTS
 from scripts.errors import ToolkitError
+from scripts.freeswitch import events
 from scripts.machine.files import ROOT
 from scripts.pins import settings
 from scripts.pins.settings import Settings

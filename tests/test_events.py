@@ -18,9 +18,9 @@ from urllib.parse import quote
 
 import pytest
 
-from scripts import events
 from scripts.errors import ToolkitError
-from scripts.events import ConnectionLost, Event, Subscriber, Unreachable, parse
+from scripts.freeswitch import events
+from scripts.freeswitch.events import ConnectionLost, Event, Subscriber, Unreachable, parse
 from scripts.pins import settings
 
 PASSWORD = "s3cret"

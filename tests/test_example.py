@@ -121,7 +121,7 @@ def test_context_of_the_subscriber_is_all_python(tmp_path: Path) -> None:
     assert not [path for path in files if path.suffix in (".so", ".pyc")]
     # It starts without anything of this environment, and says what it misses.
     outcome = subprocess.run(
-        ["python3", "-S", "-m", "scripts.subscriber"],
+        ["python3", "-S", "-m", "scripts.freeswitch.subscriber"],
         cwd=context / "toolkit",
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(context / "packages")},
         capture_output=True,

@@ -14,9 +14,9 @@ from wsproto.connection import ConnectionType
 from wsproto.events import AcceptConnection, CloseConnection, Ping, Request, TextMessage
 
 from scripts import ladder
-from scripts.capture import Capture
 from scripts.errors import ToolkitError
-from scripts.events import Event
+from scripts.freeswitch.capture import Capture
+from scripts.freeswitch.events import Event
 from scripts.ladder import Kind, Lane
 from tests.wire import CLIENT, SERVER, Wire, killed, ms, pcap, request, response
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from scripts import ladder, latency, page, report
-from scripts.capture import Capture
-from scripts.events import Event
+from scripts.freeswitch.capture import Capture
+from scripts.freeswitch.events import Event
 from scripts.machine.files import ROOT
 from scripts.model import Image, Result, Run, Verdict
 from tests.wire import CLIENT, SERVER, Wire, killed, ms, pcap, request

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from scripts.events import Event, parse
+from scripts.freeswitch.events import Event, parse
 from tests import aside
 from tests.lab import CPUS, DOMAIN, Lab
 from tests.sip import Client

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from scripts.capture import Sniffer
+from scripts.freeswitch.capture import Sniffer
 from scripts.model import Result, Verdict
 from scripts.pins.settings import load
 from tests import compare, record

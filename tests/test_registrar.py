@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from scripts.bench.stream import Esl, frame
-from scripts.events import REGISTER, Event, parse
+from scripts.freeswitch.events import REGISTER, Event, parse
 from tests import player
 from tests.lab import DOMAIN, ESL_PORT, Lab
 from tests.sip import digest

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from scripts import report
 from scripts.errors import ToolkitError
-from scripts.events import Event
+from scripts.freeswitch.events import Event
 from scripts.model import Image, Result, Run, Verdict
 
 EVENT = Event({"Event-Subclass": "sofia::tp_error_report", "from-user": "jürgen"}, 1_700_000_000_000_000_001)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from docker.models.containers import Container
 
-from scripts.events import EXPIRE, Event
+from scripts.freeswitch.events import EXPIRE, Event
 from scripts.patchset import series
 from scripts.pins.releases import Version
 from scripts.pins.settings import Settings

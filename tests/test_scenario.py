@@ -16,7 +16,7 @@ from requests.exceptions import ConnectionError as RequestsConnectionError
 
 from scripts import scenario
 from scripts.errors import ToolkitError
-from scripts.events import REGISTER, UNREGISTER, Event
+from scripts.freeswitch.events import REGISTER, UNREGISTER, Event
 from scripts.machine import engine
 from scripts.model import Result, Verdict
 from scripts.pins.settings import Settings

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from scripts.events import parse
+from scripts.freeswitch.events import parse
 from tests.lab import ALIAS_PORT, DEAD_PEER_TIMEOUT, DOMAIN, Lab
 from tests.sip import Client
 

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from scripts.events import REGISTER
+from scripts.freeswitch.events import REGISTER
 from scripts.pins.settings import Settings
 from tests import lab as lab_module
 from tests import player

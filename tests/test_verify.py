@@ -21,8 +21,8 @@ from docker.models.containers import Container
 from rich.console import Console
 
 from scripts import ladder, scenario
-from scripts.capture import Sniffer
 from scripts.errors import ToolkitError
+from scripts.freeswitch.capture import Sniffer
 from scripts.ladder import Kind, Lane
 from scripts.machine import engine
 from scripts.machine.files import ROOT

@@ -14,9 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from scripts import events
 from scripts.errors import ToolkitError
-from scripts.events import ConnectionLost, Unreachable
+from scripts.freeswitch import events
+from scripts.freeswitch.events import ConnectionLost, Unreachable
 from scripts.machine import terminal
 from scripts.pins.settings import load
 
