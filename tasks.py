@@ -97,9 +97,9 @@ def reproduce(context: Context, set_: list[str], freeswitch: str = "", sofia_sip
 @command(**RELEASES)
 def verify(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: str = "") -> None:
     """Clone, patch, build, and verify the patched FreeSWITCH with SIPp."""
-    from scripts import scenario
+    from scripts.scenario import verify
 
-    scenario.verify(settings(context, set_, freeswitch, sofia_sip))
+    verify.verify(settings(context, set_, freeswitch, sofia_sip))
 
 
 @command(tip="Try the newest commits of the upstreams instead, released or not.")

@@ -14,7 +14,7 @@ from scripts import ladder, latency
 from scripts.errors import ToolkitError
 from scripts.ladder import GAP_NS, Kind, Ladder, Lane
 from scripts.latency import Series, Stages
-from scripts.model import Result, Run, Verdict
+from scripts.scenario.outcome import Result, Run, Verdict
 from scripts.templates import environment
 
 TEMPLATE = "report/report.html.j2"

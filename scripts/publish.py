@@ -33,7 +33,7 @@ from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.patchset import series
 from scripts.pins.settings import Settings, repository
-from scripts.scenario import PATCHED
+from scripts.scenario.verify import PATCHED
 from scripts.sources import trees
 from scripts.sources.trees import listing, short
 

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from scripts.errors import ToolkitError
 from scripts.freeswitch.events import as_json
-from scripts.model import Result, Run, Verdict
 from scripts.page import render
+from scripts.scenario.outcome import Result, Run, Verdict
 
 # What the verification writes; programs read it.
 XML_FILE = "verify.xml"

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from rich import get_console
 
-from scripts import model, report
+from scripts import report
 from scripts.bench import offenders
 from scripts.bench.offenders import Raw
 from scripts.errors import ToolkitError
@@ -35,8 +35,9 @@ from scripts.machine import terminal
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.machine.terminal import Work
-from scripts.model import Verdict
 from scripts.pins.settings import Settings, load
+from scripts.scenario import outcome
+from scripts.scenario.outcome import Verdict
 from tests import ensemble, player, races
 from tests import lab as lab_module
 from tests.lab import DOMAIN, Lab
@@ -306,7 +307,7 @@ def document(
     return "\n".join(lines) + "\n"
 
 
-def compared(stock: Record, patched: Record) -> model.Run:
+def compared(stock: Record, patched: Record) -> outcome.Run:
     """Return what the report is made of: both images side by side, stock only to be compared with."""
     return replace(together(patched, stock), name="comparison", compared={stock.variant})
 

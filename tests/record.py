@@ -1,4 +1,4 @@
-"""The report of the death matrix: what each case of matrix.yaml came to, as a scripts.model.Run."""
+"""The report of the death matrix: what each case of matrix.yaml came to, as a scripts.scenario.outcome.Run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from scripts import model, report, scenario
+from scripts import report
 from scripts.errors import ToolkitError
 from scripts.freeswitch.capture import Capture, Sniffer
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
-from scripts.model import Image, Result, Run, Verdict
 from scripts.pins.settings import load
+from scripts.scenario import outcome, verify
+from scripts.scenario.outcome import Image, Result, Run, Verdict
 from tests import player
 from tests.lab import ESL_PORT, Lab
 from tests.player import Case, Player, Stage
@@ -102,7 +103,7 @@ class Record:
             container = lab.freeswitch.container
             image = container.image
             self.images.append(Image(self.variant, lab.image, image.id, image.labels))
-            self.versions |= scenario.upstreams(lab.settings, image.labels) | engine.versions(container.client)
+            self.versions |= verify.upstreams(lab.settings, image.labels) | engine.versions(container.client)
             self.versions["genesis"] = importlib.metadata.version("genesis")
             self.versions[f"freeswitch ({self.variant})"] = " ".join(lab.freeswitch.recorder.api("version").split())
             self.subclass = lab.settings.esl_event
@@ -135,11 +136,11 @@ class Record:
             logs["FreeSWITCH"] = log.decode(errors="replace")
         # Stock code removes WebSocket registrations anyway: that counts where it was asked for.
         judged = [stage for stage in entry.stages if case.transport in ("tcp", "tls") or stage.expected.unregisters]
-        expected = model.counted(
+        expected = outcome.counted(
             sum(len(stage.expected.reports) for stage in entry.stages),
             sum(len(stage.expected.unregisters) for stage in entry.stages),
         )
-        came = model.counted(sum(stage.reports for stage in entry.stages), sum(stage.unregisters for stage in judged))
+        came = outcome.counted(sum(stage.reports for stage in entry.stages), sum(stage.unregisters for stage in judged))
         return Result(
             self.variant,
             case.name,

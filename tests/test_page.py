@@ -16,7 +16,7 @@ from scripts import ladder, latency, page, report
 from scripts.freeswitch.capture import Capture
 from scripts.freeswitch.events import Event
 from scripts.machine.files import ROOT
-from scripts.model import Image, Result, Run, Verdict
+from scripts.scenario.outcome import Image, Result, Run, Verdict
 from tests.wire import CLIENT, SERVER, Wire, killed, ms, pcap, request
 
 SUBCLASS = "sofia::tp_error_report"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from scripts.freeswitch.capture import Sniffer
-from scripts.model import Result, Verdict
 from scripts.pins.settings import load
+from scripts.scenario.outcome import Result, Verdict
 from tests import compare, record
 from tests.player import Case, Expected, Stage
 from tests.record import Plugin, Record

@@ -17,7 +17,7 @@ from rich.console import Console
 from scripts import report
 from scripts.errors import ToolkitError
 from scripts.freeswitch.events import Event
-from scripts.model import Image, Result, Run, Verdict
+from scripts.scenario.outcome import Image, Result, Run, Verdict
 
 EVENT = Event({"Event-Subclass": "sofia::tp_error_report", "from-user": "jürgen"}, 1_700_000_000_000_000_001)
 PASSED = Result(

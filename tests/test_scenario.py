@@ -14,13 +14,13 @@ import pytest
 from docker.errors import APIError, NotFound
 from requests.exceptions import ConnectionError as RequestsConnectionError
 
-from scripts import scenario
 from scripts.errors import ToolkitError
 from scripts.freeswitch.events import REGISTER, UNREGISTER, Event
 from scripts.machine import engine
-from scripts.model import Result, Verdict
 from scripts.pins.settings import Settings
-from scripts.scenario import CASES, PATCHED, STOCK, VARIANTS, Expectation, Observation, judge
+from scripts.scenario import verify
+from scripts.scenario.outcome import Result, Verdict
+from scripts.scenario.verify import CASES, PATCHED, STOCK, VARIANTS, Expectation, Observation, judge
 from scripts.templates import render
 from tests.wire import CLIENT, SERVER, killed, ms
 
@@ -153,7 +153,7 @@ def test_cases_say_what_must_come_on_every_image() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_sipp_scenarios_are_well_formed(case: scenario.Case) -> None:
+def test_sipp_scenarios_are_well_formed(case: verify.Case) -> None:
     text = render(
         f"sipp/{case.template}",
         user=case.user,
@@ -173,7 +173,7 @@ def test_sipp_scenarios_are_well_formed(case: scenario.Case) -> None:
     responses = [(element.get("response"), element.get("auth")) for element in root.iter("recv")]
     assert responses == [("401", "true"), ("200", None)] * (len(sends) // 2)
     assert {element.get("timeout") for element in root.iter("recv")} == {"1500"}
-    leaves = case.action is scenario.Action.LEAVE
+    leaves = case.action is verify.Action.LEAVE
     assert ["Expires: 0\n" in send for send in sends] == [False, False] + [True, True] * leaves
     assert [element.get("milliseconds") for element in root.iter("pause")] == ([] if leaves else ["7"])
 
@@ -194,7 +194,7 @@ def test_archive_has_the_files_readable_for_everybody() -> None:
 
 def test_cases_that_were_not_run_are_in_the_report() -> None:
     done = Result(PATCHED, CASES[0].name, "", "", "", Verdict.PASSED)
-    results = scenario._complete([done], CASES, VARIANTS, "Docker died")
+    results = verify._complete([done], CASES, VARIANTS, "Docker died")
     assert results[0] is done
     assert [(result.variant, result.case) for result in results] == [
         (variant, case.name) for variant in VARIANTS for case in CASES
@@ -229,20 +229,20 @@ class Engine:
 def test_sweep_takes_only_this_run_and_goes_on_if_one_is_gone() -> None:
     last = Thing()
     fake = Engine(lambda: [Thing(NotFound("gone")), last])
-    assert scenario._sweep(fake, "0123") == []
+    assert verify._sweep(fake, "0123") == []
     assert last.removed
     assert fake.filters == [{"label": "org.freeswitch-tp-error.run=0123"}] * 2
 
 
 @pytest.mark.parametrize("error", [RequestsConnectionError("engine gone"), APIError("engine gone")])
 def test_sweep_says_what_it_left(error: Exception) -> None:
-    (line,) = scenario._sweep(Engine(lambda: [Thing(error)]), "0123")
+    (line,) = verify._sweep(Engine(lambda: [Thing(error)]), "0123")
     assert "engine gone" in line and "inv clean" in line
 
 
 def test_strange_answer_is_not_a_traceback() -> None:
     with pytest.raises(ToolkitError, match="FreeSWITCH answers 'Invalid Profile!' instead of XML"):
-        scenario._xml("Invalid Profile!\n")
+        verify._xml("Invalid Profile!\n")
 
 
 def test_died_engine_is_one_line_and_a_report(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,10 +257,10 @@ def test_died_engine_is_one_line_and_a_report(settings: Settings, monkeypatch: p
             return
 
     monkeypatch.setattr(engine, "connect", Client)
-    monkeypatch.setattr(scenario._Lab, "find_images", die)
+    monkeypatch.setattr(verify._Lab, "find_images", die)
     start = time.monotonic()
     with pytest.raises(ToolkitError, match=r"Docker failed in the middle of the verification.*; report in ") as caught:
-        scenario.run(settings)
+        verify.run(settings)
     assert "\n" not in str(caught.value) and time.monotonic() - start < 2
     root = ElementTree.parse(settings.report_directory / "verify.xml").getroot()
     assert root.get("errors") == root.get("tests") == "4"
@@ -270,7 +270,7 @@ def test_died_engine_is_one_line_and_a_report(settings: Settings, monkeypatch: p
 def test_capture_is_read_until_the_end_of_the_client_is_in_it(monkeypatch: pytest.MonkeyPatch, problem: str) -> None:
     whole = killed()
     reads = iter([(whole[:500], problem), (whole[:-3], problem), (whole, problem)])
-    bench = object.__new__(scenario._Bench)
+    bench = object.__new__(verify._Bench)
     bench.sniffer, bench.address = SimpleNamespace(read=lambda: next(reads)), SERVER  # type: ignore[assignment]
     observation = Observation("alice", "tcp", "sofia::tp_error_report")
     observation.registered = Event({"Event-Subclass": REGISTER, "network-ip": CLIENT}, ms(14))

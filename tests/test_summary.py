@@ -12,10 +12,10 @@ from rich.console import Console
 
 from scripts import report, summary
 from scripts.errors import ToolkitError
-from scripts.model import Verdict
 from scripts.patchset import trials
 from scripts.patchset.trials import Trial
 from scripts.pins.settings import Settings
+from scripts.scenario.outcome import Verdict
 from tests.test_report import RUN
 
 JUNIT = """<?xml version="1.0" encoding="utf-8"?>

@@ -20,15 +20,16 @@ import pytest
 from docker.models.containers import Container
 from rich.console import Console
 
-from scripts import ladder, scenario
+from scripts import ladder
 from scripts.errors import ToolkitError
 from scripts.freeswitch.capture import Sniffer
 from scripts.ladder import Kind, Lane
 from scripts.machine import engine
 from scripts.machine.files import ROOT
-from scripts.model import Run, Verdict
 from scripts.pins.settings import Settings
-from scripts.scenario import CASES, PATCHED, RUN_LABEL, STOCK, Expectation
+from scripts.scenario import verify
+from scripts.scenario.outcome import Run, Verdict
+from scripts.scenario.verify import CASES, PATCHED, RUN_LABEL, STOCK, Expectation
 from scripts.templates import render
 
 KILLED, LEFT = CASES
@@ -97,7 +98,7 @@ class Intruder:
 
 def failing_run(settings: Settings, **options: object) -> str:
     with pytest.raises(ToolkitError) as caught:
-        scenario.run(settings, console=quiet(), **options)  # type: ignore[arg-type]
+        verify.run(settings, console=quiet(), **options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -105,7 +106,7 @@ def failing_run(settings: Settings, **options: object) -> str:
 def test_killed_client_is_reported_by_the_patched_freeswitch_only(lab: Settings, client: docker.DockerClient) -> None:
     spy = Intruder(client, "-freeswitch", lambda container: None)
     with spy.at_work():
-        outcome: Run = scenario.run(lab, console=quiet())
+        outcome: Run = verify.run(lab, console=quiet())
     verdicts = {(result.variant, result.case): (result.verdict, result.came) for result in outcome.results}
     assert verdicts == {
         (PATCHED, KILLED.name): (Verdict.PASSED, "1 report"),
@@ -159,7 +160,7 @@ def test_verification_without_a_capture_is_a_verification(lab: Settings, monkeyp
 
     started = Sniffer.start
     monkeypatch.setattr(Sniffer, "start", start)
-    outcome = scenario.run(lab, cases=[KILLED], variants=[PATCHED], console=quiet())
+    outcome = verify.run(lab, cases=[KILLED], variants=[PATCHED], console=quiet())
     assert [result.verdict for result in outcome.results] == [Verdict.PASSED]
     text = (lab.report_directory / "verify.html").read_text()
     assert "No ladder diagram: nothing was captured: its image has no tcpdump" in text
@@ -211,7 +212,7 @@ def test_client_removed_in_the_middle_spoils_its_case_only(lab: Settings, client
 
 
 def test_freeswitch_that_does_not_start_says_why(lab: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenario, "DOMAIN", "no domain!")
+    monkeypatch.setattr(verify, "DOMAIN", "no domain!")
     message = failing_run(lab, variants=[STOCK])
     assert "died with exit code 78: freeswitch-entrypoint: SIP_DOMAIN='no domain!'" in message
     assert [result["verdict"] for result in document(lab)["results"]] == ["not run", "not run"]
@@ -222,7 +223,7 @@ def test_client_with_a_wrong_password_is_an_error_with_its_log(lab: Settings, mo
         answer = {"answer": "[authentication username=bob password=wrong]"}
         return render(template, **(values | answer if template.startswith("sipp/") else values))
 
-    monkeypatch.setattr(scenario, "render", wrong)
+    monkeypatch.setattr(verify, "render", wrong)
     message = failing_run(lab, cases=[LEFT], variants=[STOCK])
     assert "bob did not register" in message and "stock-clean-leave-sipp.log" in message
     assert "REGISTER sip:" in (lab.report_directory / "logs" / "stock-clean-leave-sipp.log").read_text()
@@ -235,10 +236,12 @@ def test_missing_image_is_named(lab: Settings) -> None:
 
 RUN = """
 import dataclasses, pathlib, sys
-from scripts import cli, errors, scenario, settings
+from scripts import cli, errors
+from scripts.pins import settings
+from scripts.scenario import verify
 values = dataclasses.replace(settings.load(), image=sys.argv[1], report_directory=pathlib.Path(sys.argv[2]))
 try:
-    scenario.run(values)
+    verify.run(values)
 except errors.ToolkitError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(cli.status(error))

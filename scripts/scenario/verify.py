@@ -49,8 +49,8 @@ from scripts.machine import engine, terminal
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.machine.terminal import Work
-from scripts.model import Image, Result, Run, Verdict, counted, plural
 from scripts.pins.settings import Settings
+from scripts.scenario.outcome import Image, Result, Run, Verdict, counted, plural
 from scripts.sources import trees
 from scripts.templates import render
 

@@ -1,0 +1,5 @@
+"""Scenarios: clients that are really killed, and what must come of it.
+
+`verify`: the clients of `inv verify`, on both images, judged
+`outcome`: what a run came to: its images, and a result for each case and image
+"""
