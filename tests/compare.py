@@ -26,7 +26,6 @@ from pathlib import Path
 
 from rich import get_console
 
-from scripts import report
 from scripts.bench import offenders
 from scripts.bench.offenders import Raw
 from scripts.errors import ToolkitError
@@ -36,6 +35,7 @@ from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.machine.terminal import Work
 from scripts.pins.settings import Settings, load
+from scripts.report import write
 from scripts.scenario import outcome
 from scripts.scenario.outcome import Verdict
 from tests import ensemble, player, races
@@ -332,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(document(settings, stock, patched, crossed, offended))
     try:
-        page = report.write(compared(stock.record, patched.record), settings.report_directory)
+        page = write.write(compared(stock.record, patched.record), settings.report_directory)
     except ToolkitError as error:
         terminal.loud(console).print(str(error), soft_wrap=True)
         return 1

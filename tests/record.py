@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from scripts import report
 from scripts.errors import ToolkitError
 from scripts.freeswitch.capture import Capture, Sniffer
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import load
+from scripts.report import write
 from scripts.scenario import outcome, verify
 from scripts.scenario.outcome import Image, Result, Run, Verdict
 from tests import player
@@ -206,7 +206,7 @@ class Plugin:
         run = together(*self.records.values())
         directory = next((record.directory for record in self.records.values() if record.directory), None)
         try:
-            path = report.write(run, directory or load().report_directory)
+            path = write.write(run, directory or load().report_directory)
             self.line = f"death matrix: {len(run.results)} cases, {len(run.failures)} not passed; report in {path}"
         except ToolkitError as error:
             self.line = f"death matrix: {error}"

@@ -12,12 +12,12 @@ from docker.errors import APIError, DockerException
 from docker.models.containers import Container, ContainerCollection
 from requests.exceptions import ConnectionError as RequestsConnectionError
 
-from scripts import ladder
 from scripts.freeswitch import capture
 from scripts.freeswitch.capture import Capture, Sniffer
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings
+from scripts.report import ladder
 
 # One connection that is refused: a SYN and an RST.
 KNOCK = "exec 3<>/dev/tcp/127.0.0.1/5060"

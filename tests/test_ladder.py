@@ -13,11 +13,11 @@ from wsproto import WSConnection
 from wsproto.connection import ConnectionType
 from wsproto.events import AcceptConnection, CloseConnection, Ping, Request, TextMessage
 
-from scripts import ladder
 from scripts.errors import ToolkitError
 from scripts.freeswitch.capture import Capture
 from scripts.freeswitch.events import Event
-from scripts.ladder import Kind, Lane
+from scripts.report import ladder
+from scripts.report.ladder import Kind, Lane
 from tests.wire import CLIENT, SERVER, Wire, killed, ms, pcap, request, response
 
 SUBCLASS = "sofia::tp_error_report"

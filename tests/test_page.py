@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from scripts import ladder, latency, page, report
 from scripts.freeswitch.capture import Capture
 from scripts.freeswitch.events import Event
 from scripts.machine.files import ROOT
+from scripts.report import ladder, latency, page, write
 from scripts.scenario.outcome import Image, Result, Run, Verdict
 from tests.wire import CLIENT, SERVER, Wire, killed, ms, pcap, request
 
@@ -317,7 +317,7 @@ def test_pause_is_a_row() -> None:
 )
 def test_missing_capture_is_a_line_and_changes_no_verdict(capture: Capture, line: str, tmp_path: Path) -> None:
     found = run(result(capture=capture))
-    path = report.write(found, tmp_path)
+    path = write.write(found, tmp_path)
     text = Page(path.read_text()).text
     assert f"No ladder diagram: {line}" in text and "passed: all 1 cases" in text
     assert not found.failures

@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from scripts import report
 from scripts.errors import ToolkitError
 from scripts.freeswitch.events import Event
+from scripts.report import write
 from scripts.scenario.outcome import Image, Result, Run, Verdict
 
 EVENT = Event({"Event-Subclass": "sofia::tp_error_report", "from-user": "jürgen"}, 1_700_000_000_000_000_001)
@@ -46,7 +46,7 @@ RUN = Run(
 
 
 def written(run: Run, directory: Path) -> tuple[ElementTree.Element, dict[str, Any]]:
-    report.write(run, directory)
+    write.write(run, directory)
     return (
         ElementTree.parse(directory / "verify.xml").getroot(),
         json.loads((directory / "verify.json").read_text()),
@@ -111,7 +111,7 @@ def test_skipped_case_fails_nothing_and_is_said(tmp_path: Path) -> None:
 
 def test_compared_variant_is_not_in_junit(tmp_path: Path) -> None:
     run = dataclasses.replace(RUN, compared={"stock"}, name="comparison")
-    report.write(run, tmp_path)
+    write.write(run, tmp_path)
     root = ElementTree.parse(tmp_path / "comparison.xml").getroot()
     assert [suite.get("name") for suite in root.iter("testsuite")] == ["patched"]
     assert not run.failures
@@ -119,7 +119,7 @@ def test_compared_variant_is_not_in_junit(tmp_path: Path) -> None:
 
 def test_names_tell_transports_and_profiles_apart(tmp_path: Path) -> None:
     found = [dataclasses.replace(PASSED, profile="main", transport=transport) for transport in ("tcp", "tls")]
-    report.write(dataclasses.replace(RUN, results=found, name="death-matrix"), tmp_path)
+    write.write(dataclasses.replace(RUN, results=found, name="death-matrix"), tmp_path)
     root = ElementTree.parse(tmp_path / "death-matrix.xml").getroot()
     assert [case.get("name") for case in root.iter("testcase")] == [
         "killed client, main, tcp",
@@ -132,14 +132,14 @@ def test_names_tell_transports_and_profiles_apart(tmp_path: Path) -> None:
 
 def test_table_shows_every_result_and_takes_no_markup() -> None:
     stream = io.StringIO()
-    report.show(RUN, Console(file=stream, width=200))
+    write.show(RUN, Console(file=stream, width=200))
     text = stream.getvalue()
     for word in ("killed client", "3.2", "passed", "failed", "error", "not run", "[bold]", "FreeSWITCH died"):
         assert word in text
 
 
 def test_interrupted_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report.write(RUN, tmp_path)
+    write.write(RUN, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def fail(source: str, target: Path) -> None:
@@ -147,24 +147,24 @@ def test_interrupted_write_leaves_the_old_report(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(ToolkitError, match=r"can't write the report to .*No space left"):
-        report.write(dataclasses.replace(RUN, results=[PASSED]), tmp_path)
+        write.write(dataclasses.replace(RUN, results=[PASSED]), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_unusable_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ToolkitError, match=r"can't write the report to .*file/report"):
-        report.write(RUN, tmp_path / "file" / "report")
+        write.write(RUN, tmp_path / "file" / "report")
 
 
 def test_report_is_readable_for_others(tmp_path: Path) -> None:
-    page = report.write(RUN, tmp_path)
+    page = write.write(RUN, tmp_path)
     assert [path.stat().st_mode & 0o777 for path in (page, page.with_suffix(".xml"))] == [0o644, 0o644]
 
 
 def test_directory_that_cannot_be_made_is_told_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ToolkitError, match=r"setting 'verify\.report_directory': can't make .*file/report \(Not a dir"):
-        report.prepare(tmp_path / "file/report")
-    report.prepare(tmp_path / "new/report")
+        write.prepare(tmp_path / "file/report")
+    write.prepare(tmp_path / "new/report")
     assert (tmp_path / "new/report").is_dir()

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import report, summary
+from scripts import summary
 from scripts.errors import ToolkitError
 from scripts.patchset import trials
 from scripts.patchset.trials import Trial
 from scripts.pins.settings import Settings
+from scripts.report import write
 from scripts.scenario.outcome import Verdict
 from tests.test_report import RUN
 
@@ -53,7 +54,7 @@ def test_nothing_to_tell(settings: Settings) -> None:
 
 
 def test_verification(settings: Settings, directory: Path) -> None:
-    report.write(RUN, directory)
+    write.write(RUN, directory)
     page = summary.text(settings)
     assert "## Verify: **not passed**" in page
     assert rows(page, "patched") == [
@@ -71,7 +72,7 @@ def test_verification(settings: Settings, directory: Path) -> None:
 
 
 def test_long_run_is_folded(settings: Settings, directory: Path) -> None:
-    report.write(dataclasses.replace(RUN, results=[*RUN.results] * 4), directory)
+    write.write(dataclasses.replace(RUN, results=[*RUN.results] * 4), directory)
     (directory / "verify.json").rename(directory / "death-matrix.json")
     (directory / "verify.xml").unlink()
     page = summary.text(settings)
@@ -113,7 +114,7 @@ def test_pushed(settings: Settings, directory: Path) -> None:
 
 def test_tables_are_tables(settings: Settings, directory: Path) -> None:
     """A table needs an empty line before it and none inside."""
-    report.write(RUN, directory)
+    write.write(RUN, directory)
     (directory / "tests.xml").write_text(JUNIT)
     trials.write([GOOD], directory / trials.MATRIX_FILE)
     trials.write([GOOD, BAD], directory / trials.TIP_FILE)

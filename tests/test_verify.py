@@ -20,13 +20,13 @@ import pytest
 from docker.models.containers import Container
 from rich.console import Console
 
-from scripts import ladder
 from scripts.errors import ToolkitError
 from scripts.freeswitch.capture import Sniffer
-from scripts.ladder import Kind, Lane
 from scripts.machine import engine
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings
+from scripts.report import ladder
+from scripts.report.ladder import Kind, Lane
 from scripts.scenario import verify
 from scripts.scenario.outcome import Run, Verdict
 from scripts.scenario.verify import CASES, PATCHED, RUN_LABEL, STOCK, Expectation

@@ -32,7 +32,6 @@ from rich import get_console
 from rich.console import Console
 
 import scripts.image.build
-from scripts import ladder, report
 from scripts.errors import ToolkitError
 from scripts.freeswitch.capture import Capture, Sniffer
 from scripts.freeswitch.events import (
@@ -50,6 +49,7 @@ from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.machine.terminal import Work
 from scripts.pins.settings import Settings
+from scripts.report import ladder, write
 from scripts.scenario.outcome import Image, Result, Run, Verdict, counted, plural
 from scripts.sources import trees
 from scripts.templates import render
@@ -142,7 +142,7 @@ def verify(settings: Settings) -> None:
     ToolkitError if any case didn't pass or couldn't be run.
     """
 
-    report.prepare(settings.report_directory)
+    write.prepare(settings.report_directory)
     scripts.image.build.build(settings)
     run(settings)
 
@@ -180,8 +180,8 @@ def run(
                 results = _complete(lab.results, cases, variants, str(failure or "broken off"))
                 results = [_with_logs(result, logs) for result in results]
                 outcome = Run(started, lab.images, lab.versions, results, subclass=settings.esl_event)
-                page = report.write(outcome, settings.report_directory)
-                report.show(outcome, console)
+                page = write.write(outcome, settings.report_directory)
+                write.show(outcome, console)
     if not outcome.failures:
         console.print(f"report in {_short(page)}", soft_wrap=True)
     where = f"report in {_short(page)}"

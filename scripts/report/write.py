@@ -17,7 +17,7 @@ from rich.text import Text
 
 from scripts.errors import ToolkitError
 from scripts.freeswitch.events import as_json
-from scripts.page import render
+from scripts.report.page import render
 from scripts.scenario.outcome import Result, Run, Verdict
 
 # What the verification writes; programs read it.

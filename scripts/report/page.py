@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from scripts import ladder, latency
 from scripts.errors import ToolkitError
-from scripts.ladder import GAP_NS, Kind, Ladder, Lane
-from scripts.latency import Series, Stages
+from scripts.report import ladder, latency
+from scripts.report.ladder import GAP_NS, Kind, Ladder, Lane
+from scripts.report.latency import Series, Stages
 from scripts.scenario.outcome import Result, Run, Verdict
 from scripts.templates import environment
 

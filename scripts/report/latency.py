@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("agg")  # No display is needed.
-
 import numpy
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+
+matplotlib.use("agg")  # No display is needed.
 
 # matplotlib knows no CSS variables. It draws with these colours, and what it
 # wrote gets the variables of the page in their place.
