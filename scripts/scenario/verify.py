@@ -31,7 +31,6 @@ from requests.exceptions import RequestException
 from rich import get_console
 from rich.console import Console
 
-import scripts.image.build
 from scripts.errors import ToolkitError
 from scripts.freeswitch.capture import Capture, Sniffer
 from scripts.freeswitch.events import (
@@ -44,6 +43,7 @@ from scripts.freeswitch.events import (
     delay_ms,
     parse,
 )
+from scripts.image import build
 from scripts.machine import engine, terminal
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
@@ -143,7 +143,7 @@ def verify(settings: Settings) -> None:
     """
 
     write.prepare(settings.report_directory)
-    scripts.image.build.build(settings)
+    build.build(settings)
     run(settings)
 
 
