@@ -144,25 +144,25 @@ def push(
     context: Context, set_: list[str], registry: str = "", tags: str = "", cache: bool = False, check: bool = False
 ) -> None:
     """Push the image that `inv verify` passed to a registry."""
-    from scripts import publish
+    from scripts.publish import push
 
-    publish.run(settings(context, set_), registry, tags, cache, check)
+    push.run(settings(context, set_), registry, tags, cache, check)
 
 
 @command()
 def save(context: Context, set_: list[str]) -> None:
     """Write the image that `inv verify` passed to build/image.tar."""
-    from scripts import publish
+    from scripts.publish import push
 
-    publish.save(settings(context, set_))
+    push.save(settings(context, set_))
 
 
 @command()
 def load(context: Context, set_: list[str]) -> None:
     """Load build/image.tar, if it has the image that `inv verify` passed."""
-    from scripts import publish
+    from scripts.publish import push
 
-    publish.load(settings(context, set_))
+    push.load(settings(context, set_))
 
 
 @command(registry="Any repository of the registry, HOST/NAME (default: push.repository, else build.cache).")
@@ -184,7 +184,7 @@ def logout(context: Context, set_: list[str], registry: str = "") -> None:
 @command(output="File to append it to (default: standard output).")
 def summary(context: Context, set_: list[str], output: str = "") -> None:
     """Summarize the reports of build/report on a page of Markdown."""
-    from scripts import summary
+    from scripts.publish import summary
 
     summary.write(settings(context, set_), output)
 
@@ -192,7 +192,7 @@ def summary(context: Context, set_: list[str], output: str = "") -> None:
 @command()
 def tip_issue(context: Context, set_: list[str]) -> None:
     """Open an issue on GitHub if `inv matrix --tip` failed; close it if it passed."""
-    from scripts import github
+    from scripts.publish import github
 
     github.tell_of_tip(settings(context, set_))
 
@@ -200,7 +200,7 @@ def tip_issue(context: Context, set_: list[str]) -> None:
 @command()
 def release_page(context: Context, set_: list[str]) -> None:
     """Make the release page on GitHub of the version that `inv push` pushed."""
-    from scripts import github
+    from scripts.publish import github
 
     github.release(settings(context, set_))
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from scripts import github
 from scripts.errors import ToolkitError
 from scripts.patchset import trials
 from scripts.patchset.trials import Trial
 from scripts.pins.settings import Settings
+from scripts.publish import github
 
 # The part of gh that is used; like gh, it refuses what it does not know.
 GH = """#!{python}

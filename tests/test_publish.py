@@ -18,13 +18,13 @@ import pytest
 from docker.models.images import Image
 from rich.console import Console
 
-from scripts import publish
 from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine import registry as registry_module
 from scripts.machine.engine import LABEL
 from scripts.patchset import series
 from scripts.pins.settings import Settings
+from scripts.publish import push
 from tests import registries as registries_module
 from tests.conftest import git
 
@@ -68,7 +68,7 @@ def release(path: Path, version: str) -> None:
 
 
 def test_version_gives_its_tags(project: Path) -> None:
-    assert publish.version_tags(project) == ["1.2.3", "1.2", "1", "latest"]
+    assert push.version_tags(project) == ["1.2.3", "1.2", "1", "latest"]
 
 
 @pytest.mark.parametrize(
@@ -83,46 +83,46 @@ def test_version_gives_its_tags(project: Path) -> None:
 )
 def test_older_version_leaves_the_tags_of_a_newer_one_alone(project: Path, newer: str, tags: list[str]) -> None:
     git(project, "tag", f"v{newer}")
-    assert publish.version_tags(project) == tags
+    assert push.version_tags(project) == tags
 
 
 def test_number_counts_not_text(project: Path) -> None:
     git(project, "tag", "v1.2.10")
     git(project, "tag", "vnext")
-    assert publish.version_tags(project) == ["1.2.3"]
+    assert push.version_tags(project) == ["1.2.3"]
 
 
 def test_prerelease_moves_no_tag(project: Path) -> None:
     release(project, "1.3.0rc1")
-    assert publish.version_tags(project) == ["1.3.0rc1"]
+    assert push.version_tags(project) == ["1.3.0rc1"]
 
 
 def test_commit_without_its_tag_has_no_version(project: Path) -> None:
     git(project, "commit", "--quiet", "--message=More", "--allow-empty")
     with pytest.raises(ToolkitError, match=r"the commit has no tag, and .* version 1\.2\.3: tag it v1\.2\.3, or name"):
-        publish.version_tags(project)
+        push.version_tags(project)
     git(project, "tag", "v1.2.4")
     with pytest.raises(ToolkitError, match=r"the commit has the tag v1\.2\.4, and pyproject\.toml has the version 1"):
-        publish.version_tags(project)
+        push.version_tags(project)
 
 
 def test_check_looks_for_version_and_repository_only(
     settings: Settings, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(publish, "ROOT", project)
-    publish.run(settings, "registry.example.org/voip/freeswitch", check_only=True)
+    monkeypatch.setattr(push, "ROOT", project)
+    push.run(settings, "registry.example.org/voip/freeswitch", check_only=True)
     assert capsys.readouterr().out == "to be pushed to registry.example.org/voip/freeswitch as 1.2.3, 1.2, 1, latest\n"
     with pytest.raises(ToolkitError, match="no repository to push to"):
-        publish.run(settings, check_only=True)
+        push.run(settings, check_only=True)
     git(project, "tag", "--delete", "v1.2.3")
     with pytest.raises(ToolkitError, match=r"the commit has no tag, and pyproject\.toml has the version 1\.2\.3"):
-        publish.run(settings, "registry.example.org/voip/freeswitch", check_only=True)
+        push.run(settings, "registry.example.org/voip/freeswitch", check_only=True)
 
 
 def test_changed_tree_has_no_version(project: Path) -> None:
     (project / "new").touch()
     with pytest.raises(ToolkitError, match=r"is not v1\.2\.3, it has changes \(new\): commit them"):
-        publish.version_tags(project)
+        push.version_tags(project)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_what_is_not_verified_is_refused(settings: Settings, content: str | None
     settings.report_directory.mkdir(parents=True)
     if content is not None:
         (settings.report_directory / "verify.json").write_text(content)
-    for action in (lambda: publish.push(settings, "127.0.0.1:9/x", ["edge"]), lambda: publish.save(settings)):
+    for action in (lambda: push.push(settings, "127.0.0.1:9/x", ["edge"]), lambda: push.save(settings)):
         with pytest.raises(ToolkitError, match=message):
             action()
 
@@ -163,13 +163,13 @@ def test_what_is_not_verified_is_refused(settings: Settings, content: str | None
 def test_mistakes_get_one_line(settings: Settings, target: str, tags: list[str], message: str) -> None:
     report(settings, "sha256:1")
     with pytest.raises(ToolkitError, match=re.escape(message)) as error:
-        publish.push(settings, target, tags)
+        push.push(settings, target, tags)
     assert "\n" not in str(error.value)
 
 
 def test_stages_have_tags_of_their_own(settings: Settings) -> None:
     with pytest.raises(ToolkitError, match="leave out --registry and --tags"):
-        publish.run(settings, tags="edge", stages=True)
+        push.run(settings, tags="edge", stages=True)
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_verified_image_is_pushed_and_pulled_back(
 ) -> None:
     image = client.images.get(f"{verified.image}:patched")
     target = f"{registry}/voip/{uuid.uuid4().hex}"
-    pushed = publish.push(verified, target, console=quiet(), root=project)
+    pushed = push.push(verified, target, console=quiet(), root=project)
     assert pushed.tags == ["1.2.3", "1.2", "1", "latest"]
     for tag in pushed.tags:
         digest, document = manifest(registry, target.partition("/")[2], tag)
@@ -240,23 +240,23 @@ def test_version_of_what_is_inside_is_a_tag_too(
 ) -> None:
     make(client, verified, **{"org.opencontainers.image.version": "1.11.1-tp1.2.3"})
     target = f"{registry}/{uuid.uuid4().hex}"
-    pushed = publish.push(verified, target, console=quiet(), root=project)
+    pushed = push.push(verified, target, console=quiet(), root=project)
     assert pushed.tags == ["1.2.3", "1.11.1-tp1.2.3", "1.2", "1", "latest"]
     git(project, "tag", "--delete", "v1.2.3")
     release(project, "1.2.4")
     make(client, verified, **{"org.opencontainers.image.version": "1.11.1-tp1.2.3"})
     with pytest.raises(ToolkitError, match=r":1\.11\.1-tp1\.2\.3 is published already"):
-        publish.push(verified, target, console=quiet(), root=project)
+        push.push(verified, target, console=quiet(), root=project)
 
 
 def test_other_set_of_modules_has_tags_of_its_own(
     verified: Settings, client: docker.DockerClient, registry: str, project: Path
 ) -> None:
     target = f"{registry}/{uuid.uuid4().hex}"
-    usual = publish.push(verified, target, console=quiet(), root=project)
+    usual = push.push(verified, target, console=quiet(), root=project)
     labels = {"org.opencontainers.image.version": "1.11.1-tp1.2.3", f"{LABEL}.module-set": "full"}
     make(client, verified, **labels)
-    full = publish.push(verified, target, console=quiet(), root=project)
+    full = push.push(verified, target, console=quiet(), root=project)
     assert full.tags == ["1.2.3-full", "1.11.1-tp1.2.3-full", "1.2-full", "1-full", "latest-full"]
     assert manifest(registry, target.partition("/")[2], "latest")[0] == usual.digest != full.digest
 
@@ -267,7 +267,7 @@ def test_provenance_tells_what_the_image_was_made_from(
     monkeypatch.delenv("GITHUB_RUN_ID", raising=False)
     monkeypatch.delenv("GITHUB_WORKFLOW_REF", raising=False)
     target = f"{registry}/{uuid.uuid4().hex}"
-    pushed = publish.push(verified, target, ["edge"], console=quiet())
+    pushed = push.push(verified, target, ["edge"], console=quiet())
     document = json.loads((verified.report_directory / "provenance.json").read_text())
     assert document["_type"] == "https://in-toto.io/Statement/v1"
     assert document["predicateType"] == "https://slsa.dev/provenance/v1"
@@ -298,7 +298,7 @@ def test_provenance_on_github_names_workflow_and_run(
         "GITHUB_WORKFLOW_REF": "voip/toolkit/.github/workflows/release.yml@refs/tags/v1.2.3",
     }.items():
         monkeypatch.setenv(name, value)
-    publish.push(verified, f"{registry}/{uuid.uuid4().hex}", ["edge"], console=quiet())
+    push.push(verified, f"{registry}/{uuid.uuid4().hex}", ["edge"], console=quiet())
     document = json.loads((verified.report_directory / "provenance.json").read_text())
     details = document["predicate"]["runDetails"]
     workflow = "https://git.example.org/voip/toolkit/.github/workflows/release.yml@refs/tags/v1.2.3"
@@ -318,34 +318,34 @@ def test_image_that_was_not_verified_is_not_pushed(
     (verified.report_directory / "verify.json").write_text(json.dumps(old))
     name = uuid.uuid4().hex
     with pytest.raises(ToolkitError, match=rf"is {other.id}, but sha256:\w+ was verified .*: run `inv verify`"):
-        publish.push(verified, f"{registry}/{name}", ["edge"], console=quiet())
+        push.push(verified, f"{registry}/{name}", ["edge"], console=quiet())
     with engine.connect() as connection:
         assert registry_module.digest(connection, f"{registry}/{name}:edge") == ""
     assert not (verified.report_directory / "push.json").exists()
     with pytest.raises(ToolkitError, match="was verified"):
-        publish.save(verified, quiet())
+        push.save(verified, quiet())
     assert not (verified.build_directory / "image.tar").exists()
 
 
 def test_missing_image_is_not_pushed(verified: Settings, client: docker.DockerClient) -> None:
     registries_module.forget(client, f"{verified.image}:patched")
     with pytest.raises(ToolkitError, match=r"there is no image freeswitch-tp-error-test-\w+:patched: run `inv verify`"):
-        publish.push(verified, "127.0.0.1:9/x", ["edge"], console=quiet())
+        push.push(verified, "127.0.0.1:9/x", ["edge"], console=quiet())
 
 
 def test_version_is_pushed_once(verified: Settings, client: docker.DockerClient, registry: str, project: Path) -> None:
     target = f"{registry}/{uuid.uuid4().hex}"
-    first = publish.push(verified, target, console=quiet(), root=project)
+    first = push.push(verified, target, console=quiet(), root=project)
     # A run that broke off is repeated.
-    assert publish.push(verified, target, console=quiet(), root=project) == first
+    assert push.push(verified, target, console=quiet(), root=project) == first
     make(client, verified)
     with pytest.raises(
         ToolkitError, match=rf":1\.2\.3 is published already, as {first.digest}: a version is pushed once"
     ):
-        publish.push(verified, target, console=quiet(), root=project)
+        push.push(verified, target, console=quiet(), root=project)
     assert manifest(registry, target.partition("/")[2], "latest")[0] == first.digest
     # Other tags may move.
-    assert publish.push(verified, target, ["latest"], console=quiet(), root=project).digest != first.digest
+    assert push.push(verified, target, ["latest"], console=quiet(), root=project).digest != first.digest
 
 
 @pytest.mark.parametrize(
@@ -357,19 +357,19 @@ def test_version_is_made_from_its_own_sources(
     make(client, verified, **{label: "0" * 40})
     target = f"{registry}/{uuid.uuid4().hex}"
     with pytest.raises(ToolkitError, match=rf"made from other sources .* label {re.escape(label)} is '0{{40}}', not"):
-        publish.push(verified, target, console=quiet(), root=project)
+        push.push(verified, target, console=quiet(), root=project)
     with engine.connect() as connection:
         assert registry_module.digest(connection, f"{target}:1.2.3") == ""
 
 
 def test_saved_image_is_loaded_elsewhere(verified: Settings, client: docker.DockerClient, registry: str) -> None:
     image = client.images.get(f"{verified.image}:patched")
-    archive = publish.save(verified, quiet())
+    archive = push.save(verified, quiet())
     assert archive == verified.build_directory / "image.tar"
     registries_module.forget(client, f"{verified.image}:patched")
-    publish.load(verified, quiet())
+    push.load(verified, quiet())
     assert client.images.get(f"{verified.image}:patched").id == image.id
-    pushed = publish.push(verified, f"{registry}/{uuid.uuid4().hex}", ["edge"], console=quiet())
+    pushed = push.push(verified, f"{registry}/{uuid.uuid4().hex}", ["edge"], console=quiet())
     assert pushed.image == image.id
 
 
@@ -377,11 +377,11 @@ def test_archive_of_another_image_is_refused_before_it_is_loaded(
     verified: Settings, client: docker.DockerClient
 ) -> None:
     saved = client.images.get(f"{verified.image}:patched")
-    publish.save(verified, quiet())
+    push.save(verified, quiet())
     image = make(client, verified)
     expected = rf"image\.tar has .*:patched as {saved.id}, but {image.id} was verified .*: nothing was loaded"
     with pytest.raises(ToolkitError, match=expected):
-        publish.load(verified, quiet())
+        push.load(verified, quiet())
     assert client.images.get(f"{verified.image}:patched").id == image.id
 
 
@@ -410,7 +410,7 @@ def test_archive_with_another_tag_is_refused(settings: Settings, tags: list[str]
     tag = f"{settings.image}:patched"
     archive(settings, tags and [name.format(tag) for name in tags])  # type: ignore[arg-type]
     with pytest.raises(ToolkitError, match=re.escape(message.format(tag, tag))):
-        publish.load(settings, quiet())
+        push.load(settings, quiet())
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_archive_that_is_not_whole_is_refused(settings: Settings, layers: tuple[
     archive(settings, [f"{settings.image}:patched"], layers, lost)
     expected = f"image.tar is not the whole archive of an image ({why}): copy it again, or write it anew (`inv save`)"
     with pytest.raises(ToolkitError, match=re.escape(expected)):
-        publish.load(settings, quiet())
+        push.load(settings, quiet())
 
 
 def test_image_is_known_by_its_manifest_too(settings: Settings, tmp_path: Path) -> None:
@@ -440,20 +440,20 @@ def test_image_is_known_by_its_manifest_too(settings: Settings, tmp_path: Path) 
         "manifest.json": json.dumps([{"Config": "blobs/sha256/config", "RepoTags": [tag], "Layers": []}]),
     }
     (tmp_path / "image.tar").write_bytes(engine.tar(files))
-    publish._check_archive(tmp_path / "image.tar", tag, {"id": f"sha256:{digest}", "tag": tag})
+    push._check_archive(tmp_path / "image.tar", tag, {"id": f"sha256:{digest}", "tag": tag})
     with pytest.raises(ToolkitError, match="but sha256:0 was verified"):
-        publish._check_archive(tmp_path / "image.tar", tag, {"id": "sha256:0", "tag": tag})
+        push._check_archive(tmp_path / "image.tar", tag, {"id": "sha256:0", "tag": tag})
 
 
 def test_missing_archive_is_named(settings: Settings) -> None:
     report(settings, "sha256:1")
     with pytest.raises(ToolkitError, match=r"image\.tar is missing: `inv save` writes it"):
-        publish.load(settings)
+        push.load(settings)
 
 
 def test_registry_that_is_not_there(verified: Settings) -> None:
     with pytest.raises(
         ToolkitError, match=r"^127\.0\.0\.1:9/x:edge: 127\.0\.0\.1:9 does not answer .*check the network"
     ):
-        publish.push(verified, "127.0.0.1:9/x", ["edge"], console=quiet())
+        push.push(verified, "127.0.0.1:9/x", ["edge"], console=quiet())
     assert not (verified.report_directory / "push.json").exists()

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import summary
 from scripts.errors import ToolkitError
 from scripts.patchset import trials
 from scripts.patchset.trials import Trial
 from scripts.pins.settings import Settings
+from scripts.publish import summary
 from scripts.report import write
 from scripts.scenario.outcome import Verdict
 from tests.test_report import RUN

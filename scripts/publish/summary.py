@@ -12,11 +12,11 @@ from xml.etree import ElementTree
 from rich import get_console
 from rich.console import Console
 
-from scripts import publish
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
 from scripts.patchset import trials
 from scripts.pins.settings import Settings
+from scripts.publish import push
 from scripts.sources.trees import short
 from scripts.templates import environment
 
@@ -70,7 +70,7 @@ def text(settings: Settings, only: Sequence[str] = ()) -> str:
     suites = [_suite(directory / name) for name in chosen if name.endswith(".xml") and Path(name).stem not in runs]
     parts = {
         key: documents.get(Path(name).stem)
-        for key, name in {"matrix": trials.MATRIX_FILE, "tip": trials.TIP_FILE, "pushed": publish.PUSH_FILE}.items()
+        for key, name in {"matrix": trials.MATRIX_FILE, "tip": trials.TIP_FILE, "pushed": push.PUSH_FILE}.items()
     }
     templates = environment()
     templates.filters["cell"] = cell

@@ -24,7 +24,6 @@ from packaging.version import InvalidVersion, Version
 from rich import get_console
 from rich.console import Console
 
-from scripts import attestation
 from scripts.errors import ToolkitError
 from scripts.image import cache
 from scripts.image.provenance import MODULE_SET, REVISION, VERSION, project_version
@@ -33,6 +32,7 @@ from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.patchset import series
 from scripts.pins.settings import Settings, repository
+from scripts.publish import attestation
 from scripts.scenario.verify import PATCHED
 from scripts.sources import trees
 from scripts.sources.trees import listing, short

@@ -16,12 +16,12 @@ from packaging.version import Version
 from rich import get_console
 from rich.console import Console
 
-from scripts import publish, summary
 from scripts.errors import ToolkitError
 from scripts.image import provenance
 from scripts.machine.files import ROOT
 from scripts.patchset import trials
 from scripts.pins.settings import Settings
+from scripts.publish import push, summary
 from scripts.sources.trees import short
 
 LABEL = "series-does-not-apply"
@@ -70,12 +70,12 @@ def release(settings: Settings, console: Console | None = None, root: Path = ROO
     """
     console = console or get_console()
     directory = settings.report_directory
-    pushed = _pushed(directory / publish.PUSH_FILE)
+    pushed = _pushed(directory / push.PUSH_FILE)
     tag = f"v{provenance.project_version(root)}"
     if tag.removeprefix("v") not in pushed["tags"]:
         raise ToolkitError(f"what was pushed ({', '.join(pushed['tags'])}) is not {tag}: push the version first")
     files = [str(path) for path in sorted(directory.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    notes = summary.text(settings, [publish.PUSH_FILE, publish.VERIFY_FILE])
+    notes = summary.text(settings, [push.PUSH_FILE, push.VERIFY_FILE])
     if _exists(tag):
         _gh("release", "upload", tag, *files, "--clobber")
     else:
