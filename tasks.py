@@ -13,7 +13,7 @@ check_variables()
 @command()
 def doctor(context: Context, set_: list[str]) -> bool:
     """Check that this machine has all that the toolkit needs."""
-    from scripts import doctor
+    from scripts.upkeep import doctor
 
     return doctor.doctor(settings(context, set_))
 
@@ -247,7 +247,7 @@ def bench(
 )
 def clean(context: Context, set_: list[str], sources: bool = True, images: bool = True, force: bool = False) -> None:
     """Remove what the toolkit made: containers, networks, images, build trees."""
-    from scripts import clean
+    from scripts.upkeep import clean
 
     clean.clean(settings(context, set_), sources, images, force)
 
@@ -255,7 +255,7 @@ def clean(context: Context, set_: list[str], sources: bool = True, images: bool 
 @command()
 def lint(context: Context, set_: list[str]) -> bool:
     """Check code, types, shell scripts, Dockerfiles and workflows."""
-    from scripts import lint
+    from scripts.upkeep import lint
 
     settings(context, set_)
     return lint.lint()

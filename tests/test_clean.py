@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from scripts import clean
 from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.pins.settings import Settings
 from scripts.sources import trees
+from scripts.upkeep import clean
 from tests.conftest import needs_docker
 
 

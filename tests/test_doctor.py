@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import doctor
 from scripts.pins.settings import Settings
+from scripts.upkeep import doctor
 from tests.conftest import needs_docker
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import lint
 from scripts.errors import ToolkitError
+from scripts.upkeep import lint
 from tests.conftest import git
 
 WORKFLOW = """

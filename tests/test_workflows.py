@@ -17,9 +17,9 @@ from invoke.exceptions import ParseError
 from invoke.parser import Parser
 
 import tasks
-from scripts import lint
 from scripts.machine.files import ROOT
 from scripts.pins import releases
+from scripts.upkeep import lint
 
 FILES = sorted((ROOT / ".github/workflows").glob("*.y*ml"))
 PINNED = re.compile(r"\s*(?:- )?uses: [\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+(\.\d+){2}")
