@@ -14,10 +14,10 @@ from requests.exceptions import ConnectionError as RequestsConnectionError
 
 from scripts.freeswitch import capture
 from scripts.freeswitch.capture import Capture, Sniffer
+from scripts.freeswitch.packets import dissect
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings
-from scripts.report import ladder
 
 # One connection that is refused: a SYN and an RST.
 KNOCK = "exec 3<>/dev/tcp/127.0.0.1/5060"
@@ -60,7 +60,7 @@ def test_packets_of_the_other_container_are_seen(
         engine.execute(target, ["bash", "-c", KNOCK])
         pcap, problem = found.read()
         assert problem == ""
-        packets = list(ladder.dissect(Capture("tcp", "127.0.0.1", pcap=pcap)))
+        packets = list(dissect(Capture("tcp", "127.0.0.1", pcap=pcap)))
         assert [packet.flags for packet in packets[:2]] == ["SYN", "RST ACK"]
         assert all(packet.target.endswith(":5060") or packet.source.endswith(":5060") for packet in packets)
     finally:

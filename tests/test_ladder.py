@@ -16,6 +16,7 @@ from wsproto.events import AcceptConnection, CloseConnection, Ping, Request, Tex
 from scripts.errors import ToolkitError
 from scripts.freeswitch.capture import Capture
 from scripts.freeswitch.events import Event
+from scripts.freeswitch.packets import DECODERS, dissect, has_end
 from scripts.report import ladder
 from scripts.report.ladder import Kind, Lane
 from tests.wire import CLIENT, SERVER, Wire, killed, ms, pcap, request, response
@@ -29,7 +30,7 @@ def capture(data: bytes, transport: str = "tcp", **options: Any) -> Capture:
 
 def labels(found: Capture) -> list[list[str]]:
     """The messages of each packet that completes some."""
-    return [[message.label for message in packet.messages] for packet in ladder.dissect(found) if packet.messages]
+    return [[message.label for message in packet.messages] for packet in dissect(found) if packet.messages]
 
 
 def report(at_ms: float, detected_ms: float) -> Event:
@@ -82,19 +83,19 @@ def test_end_is_the_clients_and_after_the_kill() -> None:
 def test_capture_has_the_end_of_a_client_after_the_kill() -> None:
     wire = Wire().open()
     wire.send(50, "FA", back=True)
-    assert not ladder.has_end(capture(pcap(*wire.packets)))
+    assert not has_end(capture(pcap(*wire.packets)))
     wire.send(60, "R")
-    assert ladder.has_end(capture(pcap(*wire.packets)))
-    assert ladder.has_end(capture(pcap(*wire.packets), killed_ns=ms(55)))
-    assert not ladder.has_end(capture(pcap(*wire.packets), killed_ns=ms(70)))
-    assert not ladder.has_end(capture(b"this is not a capture at all"))
+    assert has_end(capture(pcap(*wire.packets)))
+    assert has_end(capture(pcap(*wire.packets), killed_ns=ms(55)))
+    assert not has_end(capture(pcap(*wire.packets), killed_ns=ms(70)))
+    assert not has_end(capture(b"this is not a capture at all"))
 
 
 def test_message_in_two_segments_counts_when_it_is_complete() -> None:
     wire, data = Wire().open(), request(body=b"v=0\r\n")
     wire.send(1, "A", data[:100])
     wire.send(2, "PA", data[100:])
-    found = list(ladder.dissect(capture(pcap(*wire.packets))))
+    found = list(dissect(capture(pcap(*wire.packets))))
     assert [len(packet.messages) for packet in found] == [0, 0, 0, 0, 1]
     assert found[-1].messages[0].text == data.decode()
 
@@ -113,11 +114,11 @@ def test_segments_out_of_order_and_again(sequence: int) -> None:
     third = wire.send(3, "PA", data[150:])
     again = copy.deepcopy(first)
     again.time = ms(4) / 1e9
-    packets = [*wire.packets[:3], second, first, third, again]
-    found = list(ladder.dissect(capture(pcap(*packets))))
+    sent = [*wire.packets[:3], second, first, third, again]
+    found = list(dissect(capture(pcap(*sent))))
     assert [[message.text for message in packet.messages] for packet in found[3:]] == [[], [], [data.decode()], []]
     assert [packet.again for packet in found] == [False] * 6 + [True]
-    steps = ladder.build(capture(pcap(*packets)), [], SUBCLASS).steps
+    steps = ladder.build(capture(pcap(*sent)), [], SUBCLASS).steps
     assert [(step.label, step.note) for step in steps if step.note] == [("50 bytes", "sent again")]
 
 
@@ -140,16 +141,16 @@ def test_padding_is_no_payload() -> None:
     wire = Wire().open()
     padded = wire.packets[2] / (b"\0" * 6)
     padded.time = wire.packets[2].time
-    assert [packet.length for packet in ladder.dissect(capture(pcap(*wire.packets[:2], padded)))] == [0, 0, 0]
+    assert [packet.length for packet in dissect(capture(pcap(*wire.packets[:2], padded)))] == [0, 0, 0]
 
 
 def test_only_the_packets_of_the_case() -> None:
     wire, other = Wire().open(100), Wire(client="192.0.2.11", port=40001).open(101)
     data = pcap(*wire.packets, *other.packets, *Wire().open(200).packets)
     window: dict[str, Any] = {"began_ns": ms(99), "ended_ns": ms(150)}
-    assert len(list(ladder.dissect(capture(data)))) == 9
-    assert len(list(ladder.dissect(capture(data, **window)))) == 6
-    assert len(list(ladder.dissect(capture(data, client=CLIENT, **window)))) == 3
+    assert len(list(dissect(capture(data)))) == 9
+    assert len(list(dissect(capture(data, **window)))) == 6
+    assert len(list(dissect(capture(data, client=CLIENT, **window)))) == 3
     several = ladder.build(capture(data, **window), [], SUBCLASS).steps
     assert [step.note for step in several] == ["port 40000"] * 2 + ["port 40001"] * 2
 
@@ -211,7 +212,7 @@ def test_broken_websocket_frame() -> None:
 
 def test_file_that_was_cut_off_counts_up_to_there() -> None:
     whole = killed()
-    assert len(list(ladder.dissect(capture(whole[:-3])))) == len(list(ladder.dissect(capture(whole)))) - 1
+    assert len(list(dissect(capture(whole[:-3])))) == len(list(dissect(capture(whole)))) - 1
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_report_with_missing_headers_says_so() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    transport=st.sampled_from(sorted(ladder.DECODERS)),
+    transport=st.sampled_from(sorted(DECODERS)),
     payloads=st.lists(st.one_of(st.binary(min_size=1, max_size=300), st.just(request()), st.just(response()))),
     cut=st.integers(0, 60),
 )

@@ -43,13 +43,14 @@ from scripts.freeswitch.events import (
     delay_ms,
     parse,
 )
+from scripts.freeswitch.packets import has_end
 from scripts.image import build
 from scripts.machine import engine, terminal
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.machine.terminal import Work
 from scripts.pins.settings import Settings
-from scripts.report import ladder, write
+from scripts.report import write
 from scripts.scenario.outcome import Image, Result, Run, Verdict, counted, plural
 from scripts.sources import trees
 from scripts.templates import render
@@ -406,7 +407,7 @@ class _Bench:
         deadline = time.monotonic() + CAPTURE_LAG
         while True:
             capture = await self._read_capture(observation, began_ns)
-            complete = not observation.registered or bool(capture.problem) or ladder.has_end(capture)
+            complete = not observation.registered or bool(capture.problem) or has_end(capture)
             if complete or time.monotonic() >= deadline:
                 return capture
             await asyncio.sleep(0.2)
