@@ -169,16 +169,18 @@ def load(context: Context, set_: list[str]) -> None:
 def login(context: Context, set_: list[str], registry: str = "") -> None:
     """Log in to the registry with the variables REGISTRY_USER and REGISTRY_PASSWORD."""
     from scripts.machine import registry as registry_module
+    from scripts.publish import push
 
-    registry_module.login(registry_module.chosen(settings(context, set_), registry))
+    registry_module.login(push.chosen_registry(settings(context, set_), registry))
 
 
 @command(registry="Any repository of the registry, HOST/NAME (default: push.repository, else build.cache).")
 def logout(context: Context, set_: list[str], registry: str = "") -> None:
     """Forget the login to the registry."""
     from scripts.machine import registry as registry_module
+    from scripts.publish import push
 
-    registry_module.logout(registry_module.chosen(settings(context, set_), registry))
+    registry_module.logout(push.chosen_registry(settings(context, set_), registry))
 
 
 @command(output="File to append it to (default: standard output).")

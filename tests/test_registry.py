@@ -16,6 +16,7 @@ from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine import registry as registry_module
 from scripts.pins.settings import Settings, load
+from scripts.publish.push import chosen_registry
 from tests import registries as registries_module
 
 USER, PASSWORD = "ann", "correct horse"
@@ -41,11 +42,11 @@ def test_host_of_a_repository(repository: str, host: str) -> None:
 
 def test_login_goes_to_what_is_pushed_to() -> None:
     settings = load(overrides=["push.repository=a.example.org/x", "build.cache=b.example.org/y"])
-    assert registry_module.chosen(settings, "c.example.org/z") == "c.example.org/z"
-    assert registry_module.chosen(settings) == "a.example.org/x"
-    assert registry_module.chosen(dataclasses.replace(settings, push_repository="")) == "b.example.org/y"
+    assert chosen_registry(settings, "c.example.org/z") == "c.example.org/z"
+    assert chosen_registry(settings) == "a.example.org/x"
+    assert chosen_registry(dataclasses.replace(settings, push_repository="")) == "b.example.org/y"
     with pytest.raises(ToolkitError, match="no registry to log in to: give --registry"):
-        registry_module.chosen(load())
+        chosen_registry(load())
 
 
 @pytest.mark.parametrize("missing", [registry_module.USER, registry_module.PASSWORD])

@@ -19,8 +19,6 @@ from rich.console import Console
 
 from scripts.errors import ToolkitError
 from scripts.machine import engine
-from scripts.pins import settings as settings_module
-from scripts.pins.settings import Settings
 
 # Seconds without a sign of life from the engine while it moves layers.
 TIMEOUT = 600
@@ -34,14 +32,6 @@ def host(repository: str) -> str:
     """Return the host of `repository`, with its port: a first part with a dot or colon in it, or localhost."""
     first, separator, _ = repository.partition("/")
     return first if separator and (any(sign in first for sign in ".:") or first == "localhost") else HUB
-
-
-def chosen(settings: Settings, repository: str = "") -> str:
-    """Return `repository` or, if that is empty, the one that the settings push to; ToolkitError if there is none."""
-    found = settings_module.repository(repository, "--registry") or settings.push_repository or settings.cache
-    if not found:
-        raise ToolkitError("no registry to log in to: give --registry HOST/NAME, or set push.repository")
-    return found
 
 
 def login(repository: str, console: Console | None = None) -> None:

@@ -128,6 +128,14 @@ def _destination(settings: Settings, target: str, tags: Sequence[str], root: Pat
     return target, chosen
 
 
+def chosen_registry(settings: Settings, target: str = "") -> str:
+    """Return `target` or, if that is empty, the repository that the settings push to; ToolkitError if there is none."""
+    found = repository(target, "--registry") or settings.push_repository or settings.cache
+    if not found:
+        raise ToolkitError("no registry to log in to: give --registry HOST/NAME, or set push.repository")
+    return found
+
+
 def verified(settings: Settings) -> Mapping[str, Any]:
     """Return what the last `inv verify` says of the patched image: tag, id and labels.
 
