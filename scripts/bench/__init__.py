@@ -1,7 +1,13 @@
 """The benchmark: stock and patched FreeSWITCH side by side, on this machine.
 
-`suite` runs it; `load` and `stream` are the processes that make the load and
-stamp the events, `box` the containers, `figures` statistics and targets,
-`plot` and `paper` what is left for the reader. `offenders` are clients that
-could hold up others, `crowd` the processes of many of them and of the others.
+`suite`: runs it
+`measure`: one measurement at one server
+`box`: the containers of FreeSWITCH
+`kamailio`: Kamailio beside it, for comparison
+`load`: the processes that make the load
+`stream`: the process that stamps the events
+`offenders`: clients that could hold up others
+`crowd`: the processes of many of them, and of the others
+`figures`: statistics and targets
+`plot`: what is left for the reader
 """

@@ -1,0 +1,74 @@
+"""The maps of scripts/ and of its wings are true, and no module knows one below its own."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.machine.files import ROOT
+
+SCRIPTS = ROOT / "scripts"
+WINGS = sorted(path.parent for path in SCRIPTS.glob("*/__init__.py"))
+# The verification writes its report while it keeps signals off, so that none is lost.
+KNOWN = {("scenario", "report")}
+
+
+def listed(package: Path) -> list[str]:
+    """Return the names in the map of `package`, in its order."""
+    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    return re.findall(r"^`([\w/]+)`: \S", text, re.MULTILINE)
+
+
+def rooms(package: Path) -> set[str]:
+    """Return the modules and packages of `package`, and its directories of shell with a slash."""
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    packages = {path.parent.name for path in package.glob("*/__init__.py")}
+    return modules | packages | {f"{path.parent.name}/" for path in package.glob("*/*.sh")}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Yield the modules of the project that are imported, by their whole names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("package", [SCRIPTS, *WINGS], ids=lambda path: path.name)
+def test_map_is_true(package: Path) -> None:
+    names = listed(package)
+    assert len(names) == len(set(names))
+    assert set(names) == rooms(package)
+
+
+def test_no_module_knows_one_below() -> None:
+    order = listed(SCRIPTS)
+    up = set()
+    for path in SCRIPTS.rglob("*.py"):
+        own, _, _ = str(path.relative_to(SCRIPTS).with_suffix("")).partition("/")
+        for name in imported(ast.parse(path.read_text())):
+            project, _, rest = name.partition(".")
+            other = rest.partition(".")[0]
+            if project == "scripts" and own in order and other in order and order.index(other) > order.index(own):
+                up.add((own, other))
+    assert up == KNOWN
+
+
+def test_modules_make_no_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in SCRIPTS.rglob("*.py"):
+        own = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        graph[own] = set(imported(ast.parse(path.read_text())))
+    edges = {
+        own: {other for name in names for other in (name, name.rpartition(".")[0]) if other in graph and other != own}
+        for own, names in graph.items()
+    }
+    while leaves := [own for own, others in edges.items() if not others & edges.keys()]:
+        for own in leaves:
+            del edges[own]
+    assert not edges
