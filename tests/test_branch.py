@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from scripts.errors import ToolkitError
+from scripts.machine.files import remove
 from scripts.patchset import branch, series
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
@@ -177,7 +178,7 @@ def blocks(prepared: Settings, tmp_path: Path) -> Settings:
     for path in (prepared.patches / "one").iterdir():
         path.unlink()
     settings = dataclasses.replace(prepared, sources=(one, prepared.source("two")))
-    trees.remove(one.path)
+    remove(one.path)
     trees.clone(settings)
     return settings
 
@@ -225,7 +226,7 @@ def next_release(prepared: Settings, upstream: Path) -> Settings:
     git(upstream, "tag", "v2.0")
     one = dataclasses.replace(prepared.source("one"), tag="v2.0", commit=git(upstream, "rev-parse", "HEAD"))
     following = dataclasses.replace(prepared, sources=(one, prepared.source("two")))
-    trees.remove(one.path)
+    remove(one.path)
     trees.clone(following)
     return following
 

@@ -27,7 +27,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.image import base, cache, provenance, sbom
 from scripts.machine import engine, terminal
-from scripts.machine.files import ROOT
+from scripts.machine.files import ROOT, short
 from scripts.patchset import series
 from scripts.pins.settings import Settings
 from scripts.sources import trees
@@ -395,7 +395,5 @@ def docker_build(
             finally:
                 process.wait()
     if process.returncode:
-        raise ToolkitError(
-            f"docker build of {tag} failed: {failure or last}; the whole output is in {trees.short(log)}"
-        )
+        raise ToolkitError(f"docker build of {tag} failed: {failure or last}; the whole output is in {short(log)}")
     console.print(f"{tag}: {time.monotonic() - start:.0f} s")

@@ -20,8 +20,8 @@ from scripts.errors import ToolkitError
 from scripts.image import build, provenance
 from scripts.machine import engine, terminal
 from scripts.machine.engine import LABEL
+from scripts.machine.files import short
 from scripts.pins.settings import Settings
-from scripts.sources import trees
 
 AGAIN = "again"
 # What the engine puts into every container.
@@ -95,7 +95,7 @@ def reproduce(settings: Settings, console: Console | None = None) -> bool:
     log = settings.build_directory / "reproduce.log"
     log.unlink(missing_ok=True)
     build.docker_build(settings, context, again, {**engine.IMAGE_LABEL, **patched.labels}, log, console, afresh=True)
-    console.print(f"built again in {time.monotonic() - start:.0f} s, output in {trees.short(log)}")
+    console.print(f"built again in {time.monotonic() - start:.0f} s, output in {short(log)}")
     return show(patched.tag, again.tag, console)
 
 

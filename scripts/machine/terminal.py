@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -138,3 +138,10 @@ def task(console: Console, name: str, total: int | None = None, still: bool = Fa
     """Show one piece of long work until it is left."""
     with work(console, still) as shown, shown.task(name, total) as found:
         yield found
+
+
+def listing(items: Iterable[str], limit: int = 5) -> str:
+    """Join the first `limit` items with commas and say how many more there are."""
+    every = list(items)
+    more = f" and {len(every) - limit} more" if len(every) > limit else ""
+    return ", ".join(every[:limit]) + more

@@ -21,13 +21,15 @@ from rich import get_console
 from rich.console import Console
 
 from scripts.errors import ToolkitError
+from scripts.machine.files import remove, short
+from scripts.machine.terminal import listing
 from scripts.patchset import series, template
 from scripts.patchset.series import BYTES, Patch
 from scripts.patchset.trials import places
 from scripts.pins import settings as settings_module
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
-from scripts.sources.trees import COMMITTER_EMAIL, COMMITTER_NAME, listing, local, online, short, version
+from scripts.sources.trees import COMMITTER_EMAIL, COMMITTER_NAME, local, online, version
 
 BRANCH = "series"
 # One line of context around each change, whatever git is configured to do.
@@ -516,8 +518,8 @@ def _directories(settings: Settings, upstream: str) -> tuple[Path, Path, Path]:
 def _write(settings: Settings, item: Exported) -> None:
     """Replace the series of one upstream: by two renames, between which a signal leaves what `_recover` mends."""
     target, new, old = _directories(settings, item.upstream)
-    trees.remove(new)
-    trees.remove(old)
+    remove(new)
+    remove(old)
     new.mkdir(parents=True)
     for name, text in item.texts.items():
         (new / name).write_bytes(text.encode(errors=BYTES))
@@ -527,7 +529,7 @@ def _write(settings: Settings, item: Exported) -> None:
                 path.rename(new / path.name)
         target.rename(old)
     new.rename(target)
-    trees.remove(old)
+    remove(old)
 
 
 def _recover(settings: Settings) -> None:
@@ -537,8 +539,8 @@ def _recover(settings: Settings) -> None:
             target, new, old = _directories(settings, upstream)
             if old.exists() and not target.exists():
                 old.rename(target)
-            trees.remove(new)
-            trees.remove(old)
+            remove(new)
+            remove(old)
 
 
 def _adopt(settings: Settings, source: Source) -> None:

@@ -12,13 +12,14 @@ from rich import get_console
 from rich.console import Console
 
 from scripts.errors import ToolkitError
+from scripts.machine.files import short
+from scripts.machine.terminal import listing
 from scripts.patchset import trials
 from scripts.pins import releases
 from scripts.pins import settings as settings_module
 from scripts.pins.releases import IN_TREE, IN_TREE_SOURCES, Pair, Release, Releases, Version
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
-from scripts.sources.trees import listing, short
 
 TAG = re.compile(r"v\d+\.\d+\.\d+")
 # What the configure.ac of FreeSWITCH asks for.

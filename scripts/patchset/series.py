@@ -25,11 +25,13 @@ from unidiff.errors import UnidiffParseError
 from unidiff.patch import Line, PatchSet
 
 from scripts.errors import ToolkitError
+from scripts.machine.files import short
+from scripts.machine.terminal import listing
 from scripts.patchset import template
 from scripts.pins.releases import IN_TREE_VERSION, Version
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
-from scripts.sources.trees import COMMITTER_EMAIL, COMMITTER_NAME, Tree, listing, local, short, version
+from scripts.sources.trees import COMMITTER_EMAIL, COMMITTER_NAME, Tree, local, version
 
 NAME = re.compile(r"\d{4}-.+\.patch")
 FAILED_HUNK = re.compile(r"patch failed: (?P<file>.+):(?P<line>\d+)")

@@ -20,13 +20,15 @@ from unidiff.patch import Hunk
 
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
+from scripts.machine.files import remove
+from scripts.machine.terminal import listing
 from scripts.patchset import series, template
 from scripts.patchset.series import Patch
 from scripts.pins import releases
 from scripts.pins.releases import Pair, Release, Releases
 from scripts.pins.settings import Settings, Source, choose
 from scripts.sources import trees
-from scripts.sources.trees import listing, local
+from scripts.sources.trees import local
 
 MATRIX_FILE = "matrix.json"
 TIP_FILE = "tip.json"
@@ -177,7 +179,7 @@ def fetch_release(settings: Settings, source: Source) -> Path:
 def _repository(settings: Settings, source: Source) -> Path:
     path = settings.build_directory / "matrix" / source.name
     if not (path / ".git/config").exists() or _url(path) != source.url:
-        trees.remove(path)
+        remove(path)
         trees.make_repository(source, path)
     return path
 

@@ -18,11 +18,10 @@ from rich.console import Console
 
 from scripts.errors import ToolkitError
 from scripts.image import provenance
-from scripts.machine.files import ROOT
+from scripts.machine.files import ROOT, short
 from scripts.patchset import trials
 from scripts.pins.settings import Settings
 from scripts.publish import push, summary
-from scripts.sources.trees import short
 
 LABEL = "series-does-not-apply"
 TITLE = "The series does not apply to the newest upstream"

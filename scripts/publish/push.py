@@ -29,13 +29,13 @@ from scripts.image import cache
 from scripts.image.provenance import MODULE_SET, REVISION, VERSION, project_version
 from scripts.machine import engine, registry
 from scripts.machine.engine import LABEL
-from scripts.machine.files import ROOT
+from scripts.machine.files import ROOT, short
+from scripts.machine.terminal import listing
 from scripts.patchset import series
 from scripts.pins.settings import Settings, repository
 from scripts.publish import attestation
 from scripts.scenario.verify import PATCHED
 from scripts.sources import trees
-from scripts.sources.trees import listing, short
 
 VERIFY_FILE = "verify.json"
 PUSH_FILE = "push.json"

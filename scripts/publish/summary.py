@@ -14,10 +14,10 @@ from rich.console import Console
 
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
+from scripts.machine.files import short
 from scripts.patchset import trials
 from scripts.pins.settings import Settings
 from scripts.publish import push
-from scripts.sources.trees import short
 from scripts.templates import environment
 
 # GitHub takes no more than 1 MiB of a step.

@@ -16,7 +16,7 @@ import shutil
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,8 @@ from rich.console import Console
 
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
-from scripts.machine.files import ROOT
+from scripts.machine.files import short
+from scripts.machine.terminal import listing
 from scripts.pins.settings import FILE, Settings, Source
 
 # The committer of the commits that `patchset` makes; other commits are the user's.
@@ -339,21 +340,9 @@ def key(source: Source) -> str:
     return "sources." + source.name.replace("-", "_")
 
 
-def short(path: Path) -> str:
-    """Return `path` relative to the project if it lies inside."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
 def git_in(path: Path) -> str:
     """Return how git is called for the tree `path`, as a shell takes it."""
     return f"git -C {shlex.quote(str(path))}"
-
-
-def listing(items: Iterable[str], limit: int = 5) -> str:
-    """Join the first `limit` items with commas and say how many more there are."""
-    every = list(items)
-    more = f" and {len(every) - limit} more" if len(every) > limit else ""
-    return ", ".join(every[:limit]) + more
 
 
 def _pin(source: Source) -> str:
@@ -473,12 +462,6 @@ def _check_modules(source: Source, path: Path) -> None:
             f"{source.name}: {version(source)} has no module {listing(missing)}: correct the setting build.modules, or "
             "module_sets of invoke.yaml"
         )
-
-
-def remove(path: Path) -> None:
-    """Remove the directory `path` if it is there."""
-    if path.exists():
-        shutil.rmtree(path)
 
 
 def make_repository(source: Source, path: Path) -> None:

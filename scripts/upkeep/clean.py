@@ -10,9 +10,9 @@ from rich.console import Console
 
 from scripts.errors import ToolkitError
 from scripts.machine import engine
+from scripts.machine.files import short
 from scripts.pins.settings import Settings
 from scripts.sources import trees
-from scripts.sources.trees import short
 
 
 def clean(
