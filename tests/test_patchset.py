@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from scripts.errors import ToolkitError
+from scripts.machine import git as git_module
 from scripts.machine.files import ROOT
 from scripts.patchset import branch, series
 from scripts.pins.settings import Settings
@@ -435,7 +436,7 @@ def test_failure_that_is_none_of_the_patch(prepared: Settings, monkeypatch: pyte
             raise ToolkitError("one: git apply failed: unable to write file: No space left on device")
         return local(path, *arguments, **options)  # type: ignore[arg-type]
 
-    local = trees.local
+    local = git_module.local
     monkeypatch.setattr(series, "local", full)
     with pytest.raises(ToolkitError) as error:
         series.run(prepared, check_only=True)

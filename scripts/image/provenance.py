@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from scripts.errors import ToolkitError
-from scripts.machine import engine
+from scripts.machine import engine, git
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.patchset import series
@@ -80,7 +80,7 @@ def _base_digest(name: str) -> str:
 def _origin() -> str:
     """Return the address that this project was cloned from, without credentials; "" if others can't use it."""
     try:
-        found = urlsplit(trees.online(ROOT, "remote", "get-url", "origin").strip())
+        found = urlsplit(git.online(ROOT, "remote", "get-url", "origin").strip())
     except ToolkitError:
         return ""
     return f"https://{found.hostname}{found.path}" if found.scheme == "https" else ""
@@ -89,8 +89,8 @@ def _origin() -> str:
 def _revision() -> str:
     """Return the commit of this project, with -dirty behind if there are changes; "" outside of git."""
     try:
-        commit = trees.online(ROOT, "rev-parse", "HEAD").strip()
-        changed = trees.online(ROOT, "status", "--porcelain", env={"GIT_OPTIONAL_LOCKS": "0"}).strip()
+        commit = git.online(ROOT, "rev-parse", "HEAD").strip()
+        changed = git.online(ROOT, "status", "--porcelain", env={"GIT_OPTIONAL_LOCKS": "0"}).strip()
     except ToolkitError:
         return ""
     return f"{commit}-dirty" if changed else commit

@@ -21,7 +21,9 @@ from rich import get_console
 from rich.console import Console
 
 from scripts.errors import ToolkitError
+from scripts.machine import git
 from scripts.machine.files import remove, short
+from scripts.machine.git import local, online
 from scripts.machine.terminal import listing
 from scripts.patchset import series, template
 from scripts.patchset.series import BYTES, Patch
@@ -29,7 +31,7 @@ from scripts.patchset.trials import places
 from scripts.pins import settings as settings_module
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
-from scripts.sources.trees import COMMITTER_EMAIL, COMMITTER_NAME, local, online, version
+from scripts.sources.trees import COMMITTER_EMAIL, COMMITTER_NAME, version
 
 BRANCH = "series"
 # One line of context around each change, whatever git is configured to do.
@@ -166,7 +168,7 @@ def _check_branch(source: Source) -> None:
         raise ToolkitError(
             f"{source.name}: branch {BRANCH} in {short(source.path)} has commits of yours ({listing(mine)}): check it "
             "out and run `inv patches-export`, or rename it "
-            f"(`{trees.git_in(source.path)} branch -m {BRANCH} NAME`)"
+            f"(`{git.git_in(source.path)} branch -m {BRANCH} NAME`)"
         )
 
 
@@ -207,8 +209,7 @@ def _carry_over(
         files = local(path, "diff", "--name-only", "--diff-filter=U").split()
         return [
             f"{source.name}: conflicts in {listing(files)} of {short(path)}: resolve them, `git add` the files and run "
-            f"`{trees.git_in(path)} cherry-pick --continue`, then `inv patches-export`"
-            + ("" if files else f" ({error})")
+            f"`{git.git_in(path)} cherry-pick --continue`, then `inv patches-export`" + ("" if files else f" ({error})")
         ]
     series.unset(source, "applying")
     return []
@@ -278,7 +279,7 @@ def _commits(source: Source) -> list[str]:
             f"{source.name}: {short(source.path)} has uncommitted changes ({listing(changed)}): "
             "commit them, to the patch they belong to (`git rebase -i`), or discard them"
         )
-    if tree.head != tree.pin and not trees.is_ancestor(source.path, tree.pin):
+    if tree.head != tree.pin and not git.is_ancestor(source.path, tree.pin):
         raise ToolkitError(
             f"{source.name}: {tree.head[:12]} in {short(source.path)} does not stand on the pin {tree.pin[:12]} "
             f"(or the history is too shallow to tell): check out the branch {BRANCH}, or rebase it onto the pin"
@@ -299,7 +300,7 @@ def _check_imported(settings: Settings, source: Source, commits: Sequence[str]) 
     if patches and trees.require(source).config.get("series") != series.patches_hash(patches):
         raise ToolkitError(
             f"{source.name}: {short(settings.patches)} has changed since the import into {short(source.path)}: "
-            f"save your commits (`{trees.git_in(source.path)} branch NAME`), run `inv patches-import` and pick them "
+            f"save your commits (`{git.git_in(source.path)} branch NAME`), run `inv patches-import` and pick them "
             "again"
         )
 
@@ -381,7 +382,7 @@ def _mail(source: Source, commit: str, directory: str, number: int) -> tuple[str
         text = file.read_bytes().decode(errors=BYTES)
 
         def read(path: str) -> list[str]:
-            return template.split(trees.blob(source.path, f"{commit}^", f"{directory}/{path}" if directory else path))
+            return template.split(git.blob(source.path, f"{commit}^", f"{directory}/{path}" if directory else path))
 
         return file.name, _tidy(text, read)
 

@@ -12,6 +12,7 @@ from rich import get_console
 from rich.console import Console
 
 from scripts.errors import ToolkitError
+from scripts.machine import git
 from scripts.machine.files import short
 from scripts.machine.terminal import listing
 from scripts.patchset import trials
@@ -126,9 +127,9 @@ def _tags(source: Source) -> dict[str, str]:
 def _least(settings: Settings, source: Source, release: Release) -> str:
     """Return the oldest sofia-sip that the FreeSWITCH `release` takes."""
     path = trials.fetch_release(settings, replace(source, tag=release.tag, commit=release.commit))
-    if trees.local(path, "ls-tree", release.commit, f"{IN_TREE_SOURCES['sofia-sip']}/"):
+    if git.local(path, "ls-tree", release.commit, f"{IN_TREE_SOURCES['sofia-sip']}/"):
         return IN_TREE
-    match = LEAST.search(trees.online(path, "show", f"{release.commit}:configure.ac"))
+    match = LEAST.search(git.online(path, "show", f"{release.commit}:configure.ac"))
     if not match:
         raise ToolkitError(f"{source.name} {release.name}: its configure.ac does not say which sofia-sip it needs")
     return f"v{match['version']}"

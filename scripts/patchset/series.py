@@ -25,13 +25,15 @@ from unidiff.errors import UnidiffParseError
 from unidiff.patch import Line, PatchSet
 
 from scripts.errors import ToolkitError
+from scripts.machine import git
 from scripts.machine.files import short
+from scripts.machine.git import local
 from scripts.machine.terminal import listing
 from scripts.patchset import template
 from scripts.pins.releases import IN_TREE_VERSION, Version
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
-from scripts.sources.trees import COMMITTER_EMAIL, COMMITTER_NAME, Tree, local, version
+from scripts.sources.trees import COMMITTER_EMAIL, COMMITTER_NAME, Tree, version
 
 NAME = re.compile(r"\d{4}-.+\.patch")
 FAILED_HUNK = re.compile(r"patch failed: (?P<file>.+):(?P<line>\d+)")
@@ -391,13 +393,13 @@ def own_tree(source: Source) -> Tree:
     if changed:
         raise ToolkitError(
             f"{where} has uncommitted changes ({listing(sorted(changed))}): commit them elsewhere or discard them "
-            f"(`{trees.git_in(source.path)} stash -u`)"
+            f"(`{git.git_in(source.path)} stash -u`)"
         )
     if tree.foreign:
         raise ToolkitError(
             f"{where} has commits that are not the toolkit's ({listing(tree.foreign)}): save them "
-            f"(`{trees.git_in(source.path)} branch NAME`), then run "
-            f"`{trees.git_in(source.path)} checkout --detach {source.commit}`"
+            f"(`{git.git_in(source.path)} branch NAME`), then run "
+            f"`{git.git_in(source.path)} checkout --detach {source.commit}`"
         )
     return tree
 

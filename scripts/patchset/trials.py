@@ -19,8 +19,9 @@ from rich.table import Table
 from unidiff.patch import Hunk
 
 from scripts.errors import ToolkitError
-from scripts.machine import terminal
+from scripts.machine import git, terminal
 from scripts.machine.files import remove
+from scripts.machine.git import local
 from scripts.machine.terminal import listing
 from scripts.patchset import series, template
 from scripts.patchset.series import Patch
@@ -28,7 +29,6 @@ from scripts.pins import releases
 from scripts.pins.releases import Pair, Release, Releases
 from scripts.pins.settings import Settings, Source, choose
 from scripts.sources import trees
-from scripts.sources.trees import local
 
 MATRIX_FILE = "matrix.json"
 TIP_FILE = "tip.json"
@@ -212,7 +212,7 @@ def _fetch_commits(path: Path, wanted: Sequence[Source]) -> None:
         f"refs/tags/{source.tag}:refs/tags/{source.tag}" if source.tag else source.commit for source in missing
     ]
     try:
-        trees.online(
+        git.online(
             path, "fetch", "--quiet", "--force", "--depth=1", "--filter=blob:none", "--no-tags", "origin", *references
         )
     except ToolkitError as error:
@@ -242,7 +242,7 @@ def _fetch_files(path: Path, tasks: Sequence[_Task]) -> None:
     # Else git asks the other side about all that is here first.
     negotiation = ("-c", "fetch.negotiationAlgorithm=noop")
     for start in range(0, len(missing), 1000):
-        trees.online(path, *negotiation, "fetch", *options, "origin", *missing[start : start + 1000])
+        git.online(path, *negotiation, "fetch", *options, "origin", *missing[start : start + 1000])
 
 
 def _try(path: Path, task: _Task) -> Trial:
@@ -276,7 +276,7 @@ def apply(path: Path, index: Path, mail: Path, context: int | None = None) -> st
     `context` is the number of lines around a change that must match (None: all).
     """
     options = [f"-C{context}"] if context is not None else []
-    return trees.local(
+    return git.local(
         path, "apply", "--cached", "--verbose", "--whitespace=nowarn", *options, str(mail), index=index, errors=True
     )
 

@@ -23,6 +23,7 @@ from in_toto_attestation.v1.statement import Statement
 from scripts.errors import ToolkitError
 from scripts.image import cache
 from scripts.image.provenance import OCI
+from scripts.machine import git
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings
@@ -77,7 +78,7 @@ def statement(
 def _toolkit() -> list[dict[str, Any]]:
     """Return this project at its commit; nothing outside of a git clone."""
     try:
-        commit = trees.local(ROOT, "rev-parse", "HEAD").strip()
+        commit = git.local(ROOT, "rev-parse", "HEAD").strip()
     except ToolkitError:
         return []
     where = {"uri": f"git+{_github()}"} if "GITHUB_REPOSITORY" in os.environ else {"name": "toolkit"}

@@ -27,7 +27,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.image import cache
 from scripts.image.provenance import MODULE_SET, REVISION, VERSION, project_version
-from scripts.machine import engine, registry
+from scripts.machine import engine, git, registry
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT, short
 from scripts.machine.terminal import listing
@@ -35,7 +35,6 @@ from scripts.patchset import series
 from scripts.pins.settings import Settings, repository
 from scripts.publish import attestation
 from scripts.scenario.verify import PATCHED
-from scripts.sources import trees
 
 VERIFY_FILE = "verify.json"
 PUSH_FILE = "push.json"
@@ -167,19 +166,19 @@ def version_tags(root: Path = ROOT) -> list[str]:
     work tree has changes.
     """
     own = project_version(root)
-    here = trees.local(root, "tag", "--points-at", "HEAD").split()
+    here = git.local(root, "tag", "--points-at", "HEAD").split()
     if f"v{own}" not in here:
         has = f"has the tag {listing(here)}" if here else "has no tag"
         raise ToolkitError(
             f"the commit {has}, and pyproject.toml has the version {own}: tag it v{own}, or name tags (--tags edge)"
         )
-    if changed := trees.local(root, "status", "--porcelain").splitlines():
+    if changed := git.local(root, "status", "--porcelain").splitlines():
         paths = listing(line[3:] for line in changed)
         raise ToolkitError(f"{root} is not v{own}, it has changes ({paths}): commit them, or name tags (--tags edge)")
     mine = Version(own)
     if mine.is_prerelease:
         return [own]
-    others = _released(trees.local(root, "tag", "--list", "v*").split())
+    others = _released(git.local(root, "tag", "--list", "v*").split())
     kinds = {
         f"{mine.major}.{mine.minor}": [other for other in others if other.release[:2] == mine.release[:2]],
         f"{mine.major}": [other for other in others if other.major == mine.major],
@@ -305,7 +304,7 @@ def _check_built_here(image: Image, settings: Settings, root: Path) -> None:
     expected = {f"{LABEL}.{source.name}": source.commit for source in settings.sources}
     expected[f"{LABEL}.series"] = series.series_hash(settings)
     if REVISION in image.labels:
-        expected[REVISION] = trees.local(root, "rev-parse", "HEAD").strip()
+        expected[REVISION] = git.local(root, "rev-parse", "HEAD").strip()
     for label, value in expected.items():
         if image.labels.get(label) != value:
             raise ToolkitError(

@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from scripts.errors import ToolkitError
-from scripts.machine import terminal
+from scripts.machine import git, terminal
 from scripts.machine.files import ROOT
-from scripts.sources import trees
 
 WORKFLOWS = ".github/workflows/"
 SHEBANG = re.compile(rb"#!\s*/\S*[/ ](ba)?sh\b")
@@ -107,7 +106,7 @@ def find(tool: str) -> str | None:
 def _files(root: Path) -> list[tuple[str, bool]]:
     """Return the files of the project, and whether each is a shell script."""
     try:
-        listed = trees.local(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+        listed = git.local(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     except ToolkitError as error:
         raise ToolkitError(f"{root} is not a git clone, so there is no list of its files: clone the project") from error
     names = sorted({name for name in listed.split("\0") if name and (root / name).is_file()})

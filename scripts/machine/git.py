@@ -1,0 +1,110 @@
+"""Git, at the user's trees: with settings of its own, and with the user's where a host is reached."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from git import Git
+from git.exc import GitCommandError
+
+from scripts.errors import ToolkitError
+from scripts.machine.files import short
+
+
+def local(
+    path: Path, *arguments: str, index: Path | None = None, env: dict[str, str] | None = None, errors: bool = False
+) -> str:
+    """Run git in the tree `path` and return its output, or with `errors` what it writes to stderr.
+
+    Neither the network, the user's configuration nor a hook has a part in it;
+    `index` stands in for the tree's index. Raises ToolkitError on failure.
+    """
+    output, told = _git(path, arguments, {**environment(path, index), **(env or {})})
+    return told if errors else output
+
+
+def blob(path: Path, commit: str, file: str) -> str:
+    """Return the contents of `file` in `commit`; bytes that are not UTF-8 become surrogates."""
+    git = Git(path)
+    git.update_environment(**environment(path))
+    try:
+        data: bytes = git.get_object_data(f"{commit}:{file}")[3]
+    except ValueError as error:
+        raise ToolkitError(f"{short(path)}: there is no {file} in {commit[:12]}") from error
+    finally:
+        git.clear_cache()
+    return data.decode(errors="surrogateescape")
+
+
+def online(path: Path, *arguments: str, index: Path | None = None, env: dict[str, str] | None = None) -> str:
+    """Run git in the tree `path` as the user would, and return its output.
+
+    It can fetch objects that the tree lacks. Raises ToolkitError on failure.
+    """
+    environment = {**network_environment(path), **(env or {})}
+    if index:
+        environment["GIT_INDEX_FILE"] = str(index)
+    return _git(path, arguments, environment)[0]
+
+
+def _git(path: Path, arguments: Sequence[str], environment: dict[str, str]) -> tuple[str, str]:
+    """Run git without hooks; return what it writes to stdout and to stderr."""
+    command = ["git", "-c", f"core.hooksPath={os.devnull}", *arguments]
+    try:
+        _, output, told = Git(path).execute(
+            command, env=environment, strip_newline_in_stdout=False, with_extended_output=True
+        )
+    except GitCommandError as error:
+        raise ToolkitError(f"{short(path)}: git {arguments[0]} failed: {reason(error)}") from error
+    return str(output), str(told)
+
+
+def reason(error: GitCommandError) -> str:
+    """Return git's own reason for a failure, without its prefix, on one line."""
+    text = re.sub(r"^\s*stderr: '|'\s*$", "", str(error.stderr or "")).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith(("fatal: ", "error: ", "ERROR: "))]
+    # With --verbose, `git apply` shows what it looked for before it says where.
+    told = [line for line in told if line != "error: while searching for:"]
+    line = (told or lines or [f"exit status {error.status}"])[0]
+    if "Timeout" in text:
+        line = "no answer in time"
+    return re.sub(r"^(fatal|error|ERROR): ", "", line)
+
+
+def git_in(path: Path) -> str:
+    """Return how git is called for the tree `path`, as a shell takes it."""
+    return f"git -C {shlex.quote(str(path))}"
+
+
+def environment(path: Path, index: Path | None = None) -> dict[str, str]:
+    # The explicit directories keep git from a repository further up, and from
+    # the GIT_... variables of a hook that runs the toolkit.
+    return {
+        "GIT_DIR": str(path / ".git"),
+        "GIT_WORK_TREE": str(path),
+        "GIT_INDEX_FILE": str(index or path / ".git/index"),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+    }
+
+
+def network_environment(path: Path) -> dict[str, str]:
+    """Like `environment`, with the user's configuration (proxy, insteadOf, credentials)."""
+    keep = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_TERMINAL_PROMPT")
+    return {name: value for name, value in environment(path).items() if name in keep}
+
+
+def is_ancestor(path: Path, commit: str) -> bool:
+    """Return whether the checked-out commit of the tree `path` stands on `commit`."""
+    try:
+        local(path, "merge-base", "--is-ancestor", commit, "HEAD")
+    except ToolkitError:
+        return False
+    return True
