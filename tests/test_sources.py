@@ -20,6 +20,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.pins.settings import Settings
 from scripts.sources import trees
+from scripts.sources.export import export
 from tests.conftest import git
 
 
@@ -179,7 +180,7 @@ def test_pattern_can_be_taken_back(settings: Settings, tmp_path: Path) -> None:
     trees.clone(changed)
     tree = changed.sources[0].path
     assert [path.name for path in (tree / "src").iterdir()] == ["other.c"]
-    trees.export(changed.sources[0], tmp_path / "one.tar")
+    export(changed.sources[0], tmp_path / "one.tar")
     with tarfile.open(tmp_path / "one.tar") as tar:
         assert [name for name in tar.getnames() if name.startswith("src/")] == ["src/other.c"]
 
@@ -228,7 +229,7 @@ def test_export(settings: Settings, tmp_path: Path) -> None:
     source = settings.sources[0]
     (source.path / "README").write_text("changed\n")
     target = tmp_path / "out/one.tar"
-    trees.export(source, target)
+    export(source, target)
     with tarfile.open(target) as tar:
         members = {member.name: member for member in tar}
         assert list(members) == ["README", "build.sh", "link", "src/main.c", "src/other.c"]
@@ -243,23 +244,23 @@ def test_export_is_deterministic(settings: Settings, tmp_path: Path) -> None:
     trees.clone(settings)
     source = settings.sources[0]
     first, second = tmp_path / "first.tar", tmp_path / "second.tar"
-    trees.export(source, first)
+    export(source, first)
     shutil.rmtree(source.path)
     trees.clone(settings)
-    trees.export(source, second)
+    export(source, second)
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_export_again_does_nothing(settings: Settings, tmp_path: Path) -> None:
     trees.clone(settings)
     source, target = settings.sources[0], tmp_path / "one.tar"
-    trees.export(source, target)
+    export(source, target)
     before = target.stat().st_mtime_ns
-    trees.export(source, target)
+    export(source, target)
     assert target.stat().st_mtime_ns == before
     wider = change(settings, exclude=())
     with pytest.raises(ToolkitError, match=r"was cloned for other settings of one: run `inv clone`"):
-        trees.export(wider.sources[0], target)
+        export(wider.sources[0], target)
 
 
 def test_export_of_an_incomplete_tree(settings: Settings, tmp_path: Path) -> None:
@@ -275,7 +276,7 @@ def test_export_of_an_incomplete_tree(settings: Settings, tmp_path: Path) -> Non
             subprocess.run(["git", "unpack-objects", "-q"], cwd=source.path, stdin=stream, check=True)
     (source.path / ".git/objects" / blob[:2] / blob[2:]).unlink()
     with pytest.raises(ToolkitError, match="is incomplete"):
-        trees.export(source, tmp_path / "one.tar")
+        export(source, tmp_path / "one.tar")
     assert not list(tmp_path.glob("one.tar*"))
 
 
@@ -306,7 +307,7 @@ def test_real_upstreams(real_settings: Settings, tmp_path: Path) -> None:
             pytest.skip(f"{source.url}: {why}")
     trees.clone(real_settings)
     for source in real_settings.sources:
-        trees.export(source, tmp_path / f"{source.name}.tar")
+        export(source, tmp_path / f"{source.name}.tar")
         with tarfile.open(tmp_path / f"{source.name}.tar") as tar:
             exported = {member.name for member in tar}
         assert exported == set(git(source.path, "ls-files").splitlines()) - {

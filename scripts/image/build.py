@@ -31,6 +31,7 @@ from scripts.machine.files import ROOT, short
 from scripts.patchset import series
 from scripts.pins.settings import Settings
 from scripts.sources import trees
+from scripts.sources.export import export
 from scripts.templates import environment, render
 
 DOCKERFILE = ROOT / "Dockerfile.build"
@@ -147,7 +148,7 @@ def make_context(settings: Settings) -> Path:
     """
     context = settings.build_directory / "context"
     for source in settings.sources:
-        trees.export(source, context / "sources" / f"{source.name}.tar")
+        export(source, context / "sources" / f"{source.name}.tar")
         for name, _ in source.carried:
             (context / "sources" / f"{name}.tar").unlink(missing_ok=True)
     for name in ("patches", CONFIGURATION, SHARE, "scripts"):

@@ -1,4 +1,5 @@
 """The pinned upstreams, cloned.
 
-`trees`: clone them, look at their trees, export them
+`trees`: clone them, look at their trees
+`export`: the files that are built, as a tar
 """

@@ -1,4 +1,4 @@
-"""The pinned upstreams: clone them, look at their trees, export them.
+"""The pinned upstreams: clone them, look at their trees.
 
 A tree is shallow (one commit), blobless and sparse. Its .git/config records
 the pin it was made for (`toolkit.pin`, `toolkit.commit`).
@@ -7,13 +7,10 @@ the pin it was made for (`toolkit.pin`, `toolkit.commit`).
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import os
 import re
 import shutil
-import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +27,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
 from scripts.machine.files import short
-from scripts.machine.git import environment, git_in, is_ancestor, local, network_environment, reason
+from scripts.machine.git import git_in, is_ancestor, local, network_environment, reason
 from scripts.machine.terminal import listing
 from scripts.pins.settings import FILE, Settings, Source
 
@@ -51,8 +48,6 @@ OPERATIONS = {
     "rebase-apply": "am",
     "MERGE_HEAD": "merge",
 }
-# Raise when the format of the exported tar changes.
-EXPORT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -201,29 +196,6 @@ def check_unchanged(source: Source) -> None:
         )
 
 
-def export(source: Source, target: Path) -> None:
-    """Write the tree of `source` at its pin to the tar file `target`.
-
-    Patches and excluded paths are left out; the same pin and excludes always
-    give the same bytes. `<target>.key` tells the next call that nothing is
-    left to do. Raises ToolkitError if the tree is missing or incomplete.
-    """
-    sidecar = target.with_name(target.name + ".key")
-    key = json.dumps([EXPORT_VERSION, source.name, source.commit, source.exclude])
-    if target.exists() and sidecar.exists() and sidecar.read_text() == key:
-        return
-    require(source)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sidecar.unlink(missing_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    try:
-        _write_tar(source, partial)
-        partial.rename(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    sidecar.write_text(key)
-
-
 def committed(source: Source) -> int:
     """Return when the pinned commit of `source` was made, in seconds since the epoch; its tree must be there."""
     return int(local(source.path, "show", "--no-patch", "--format=%ct", source.commit))
@@ -340,7 +312,7 @@ def _fill(source: Source, path: Path, console: Console) -> None:
         "toolkit.commit": source.commit,
     }.items():
         local(path, "config", name, value)
-    patterns = ["/*", *(_negated(pattern) for pattern in source.exclude)]
+    patterns = ["/*", *(negated(pattern) for pattern in source.exclude)]
     (path / ".git/info").mkdir(exist_ok=True)
     (path / ".git/info/sparse-checkout").write_text("".join(f"{pattern}\n" for pattern in patterns))
 
@@ -447,52 +419,6 @@ def _unreachable(source: Source, why: str) -> str:
     )
 
 
-def _write_tar(source: Source, target: Path) -> None:
-    path = source.path
-    excluded = _excluded(source)
-    when = committed(source)
-    git = Git(path)
-    git.update_environment(**environment(path))
-    try:
-        with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
-            for entry in local(path, "ls-tree", "-r", "-z", source.commit).split("\0"):
-                meta, _, name = entry.partition("\t")
-                if not name or name in excluded:
-                    continue
-                mode, kind, blob = meta.split()
-                if kind != "blob":
-                    continue
-                data = git.get_object_data(blob)[3]
-                tar.addfile(*_member(name, mode, data, when))
-    except ValueError as error:
-        raise ToolkitError(
-            f"{short(path)} is incomplete ({error}): remove the directory and run `inv clone`"
-        ) from error
-    finally:
-        git.clear_cache()
-
-
-def _negated(pattern: str) -> str:
+def negated(pattern: str) -> str:
     """Return what a sparse checkout takes instead of a pattern of what to leave out."""
     return pattern.removeprefix("!") if pattern.startswith("!") else f"!{pattern}"
-
-
-def _excluded(source: Source) -> set[str]:
-    """Return the paths at the pin that the sparse checkout leaves out."""
-    if not source.exclude:
-        return set()
-    with tempfile.TemporaryDirectory() as directory:
-        index = Path(directory) / "index"
-        local(source.path, "read-tree", source.commit, index=index)
-        patterns = [f"--exclude={pattern}" for pattern in source.exclude]
-        return set(local(source.path, "ls-files", "-z", "-c", "-i", *patterns, index=index).split("\0"))
-
-
-def _member(name: str, mode: str, data: bytes, when: int) -> tuple[tarfile.TarInfo, io.BytesIO]:
-    info = tarfile.TarInfo(name)
-    info.mtime = when
-    if mode == "120000":
-        info.type, info.linkname, info.mode = tarfile.SYMTYPE, data.decode(), 0o777
-        return info, io.BytesIO()
-    info.size, info.mode = len(data), 0o755 if mode == "100755" else 0o644
-    return info, io.BytesIO(data)
