@@ -35,7 +35,8 @@ from scripts.freeswitch.events import Subscriber
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings
-from scripts.scenario.verify import DIRECTORY, DOMAIN
+from scripts.scenario.cases import DOMAIN
+from scripts.scenario.verify import DIRECTORY
 from scripts.templates import render
 from tests import aside
 from tests import lab as lab_module

@@ -19,8 +19,9 @@ from scripts.freeswitch.events import REGISTER, UNREGISTER, Event
 from scripts.machine import engine
 from scripts.pins.settings import Settings
 from scripts.scenario import verify
+from scripts.scenario.cases import CASES, PATCHED, STOCK, VARIANTS, Action, Case, Expectation
+from scripts.scenario.judge import Observation, judge
 from scripts.scenario.outcome import Result, Verdict
-from scripts.scenario.verify import CASES, PATCHED, STOCK, VARIANTS, Expectation, Observation, judge
 from scripts.templates import render
 from tests.wire import CLIENT, SERVER, killed, ms
 
@@ -153,7 +154,7 @@ def test_cases_say_what_must_come_on_every_image() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_sipp_scenarios_are_well_formed(case: verify.Case) -> None:
+def test_sipp_scenarios_are_well_formed(case: Case) -> None:
     text = render(
         f"sipp/{case.template}",
         user=case.user,
@@ -173,7 +174,7 @@ def test_sipp_scenarios_are_well_formed(case: verify.Case) -> None:
     responses = [(element.get("response"), element.get("auth")) for element in root.iter("recv")]
     assert responses == [("401", "true"), ("200", None)] * (len(sends) // 2)
     assert {element.get("timeout") for element in root.iter("recv")} == {"1500"}
-    leaves = case.action is verify.Action.LEAVE
+    leaves = case.action is Action.LEAVE
     assert ["Expires: 0\n" in send for send in sends] == [False, False] + [True, True] * leaves
     assert [element.get("milliseconds") for element in root.iter("pause")] == ([] if leaves else ["7"])
 

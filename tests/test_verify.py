@@ -28,8 +28,9 @@ from scripts.pins.settings import Settings
 from scripts.report import ladder
 from scripts.report.ladder import Kind, Lane
 from scripts.scenario import verify
+from scripts.scenario.cases import CASES, PATCHED, STOCK, Expectation
 from scripts.scenario.outcome import Run, Verdict
-from scripts.scenario.verify import CASES, PATCHED, RUN_LABEL, STOCK, Expectation
+from scripts.scenario.verify import RUN_LABEL
 from scripts.templates import render
 
 KILLED, LEFT = CASES
