@@ -87,7 +87,10 @@ is_ipv4() {
 is_ipv6() {
 	case $1 in
 	*[!0-9a-fA-F:]* | *:::* | *::*::* | *[0-9a-fA-F][0-9a-fA-F][0-9a-fA-F][0-9a-fA-F][0-9a-fA-F]*) return 1 ;;
-	:[!:]* | *[!:]: | *:*:*:*:*:*:*:*:*) return 1 ;;
+	:[!:]* | *[!:]: | *:*:*:*:*:*:*:*:*:*) return 1 ;;
+	# Eight colons are right where two of them begin or end it.
+	::* | *::) return 0 ;;
+	*:*:*:*:*:*:*:*:*) return 1 ;;
 	*::* | *:*:*:*:*:*:*:*) return 0 ;;
 	esac
 	return 1
