@@ -33,7 +33,7 @@ TOOLKIT = (
     "scripts/machine/files.py",
     "scripts/machine/terminal.py",
 )
-PACKAGES = ("genesis", "PyYAML", "rich")
+PACKAGES = ("genesis", "ruamel.yaml", "rich")
 
 
 def build_images(settings: Settings, console: Console | None = None) -> str:

@@ -91,7 +91,7 @@ def test_unsupported(options: dict[str, str], message: str) -> None:
     [
         ("sets: {}\n", "not of the right form"),
         ("freeswitch: {v1: {commit: abc}}\nsofia_sip: {}\nsets: {}\n", "freeswitch v1: 'abc' is not a full commit"),
-        ("[", "not of the right form"),
+        ("[", "is not YAML \\(line 1: "),
     ],
 )
 def test_bad_file(tmp_path: Path, text: str, message: str) -> None:

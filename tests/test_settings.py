@@ -143,7 +143,7 @@ def test_what_is_excluded_is_so_in_chosen_modules() -> None:
         ("growth: 10", "growth: much", "the setting 'build.growth' must be a number, not 'much'"),
         ("watch:\n", "watch: 1\nfoo:\n", "there is no setting 'foo': remove it"),
         ("    size: 33\n", "", "the setting 'module_sets.core.size' is missing: add it"),
-        ("sources:\n", "sources: [\n", "is not YAML (while parsing"),
+        ("sources:\n", "sources: [\n", "is not YAML (line "),
         ("packages: []", "packages: [1]", "the setting 'build.packages' must be a list of texts (put them in quotes)"),
     ],
 )
@@ -155,6 +155,16 @@ def test_slip_in_the_file_is_one_line(tmp_path: Path, old: str, new: str, line: 
     with pytest.raises(ToolkitError) as error:
         settings_module.read(file)
     assert str(error.value).startswith(f"invoke.yaml: {line}") and "\n" not in str(error.value)
+
+
+def test_key_that_is_there_twice_is_no_yaml(tmp_path: Path) -> None:
+    """The first one would be dropped without a word."""
+    file = tmp_path / "invoke.yaml"
+    file.write_text(settings_module.FILE.read_text().replace("build:\n", "build:\n  jobs: 1\n", 1))
+    with pytest.raises(
+        ToolkitError, match=r'^invoke\.yaml: is not YAML \(line \d+: found duplicate key "jobs".*correct it$'
+    ):
+        settings_module.read(file)
 
 
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:

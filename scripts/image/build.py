@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from docker.errors import NotFound
 from rich import get_console
 from rich.console import Console
@@ -27,7 +26,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.image import base, cache, provenance, sbom
 from scripts.machine import engine, terminal
-from scripts.machine.files import ROOT, short
+from scripts.machine.files import ROOT, read_yaml, short
 from scripts.patchset import series
 from scripts.pins.settings import Settings
 from scripts.sources import trees
@@ -305,7 +304,7 @@ def _write(path: Path, text: str) -> None:
 
 def variables() -> list[dict[str, Any]]:
     """Return the groups of variables that the image takes from its environment: `title`, `variables`."""
-    return list(yaml.safe_load(VARIABLES.read_text()))
+    return list(read_yaml(VARIABLES))
 
 
 # What the entrypoint makes of the variables for the configuration.

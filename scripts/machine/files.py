@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from scripts.errors import ToolkitError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,3 +23,26 @@ def remove(path: Path) -> None:
     """Remove the directory `path` if it is there."""
     if path.exists():
         shutil.rmtree(path)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what the YAML file `path` holds.
+
+    Raises ToolkitError, with the name of the file, if it cannot be read, is
+    not YAML, or has a key twice.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    # As Invoke reads its file.
+    yaml.version = (1, 1)
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ToolkitError(f"{path.name}: {error.strerror}: take it back (`git checkout {short(path)}`)") from error
+    except UnicodeDecodeError as error:
+        raise ToolkitError(f"{path.name}: is not UTF-8 ({error.reason}): save it as that") from error
+    except MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        problem = " ".join(str(error.problem).split())
+        raise ToolkitError(f"{path.name}: is not YAML ({where}{problem}): correct it") from error
+    except YAMLError as error:
+        raise ToolkitError(f"{path.name}: is not YAML ({' '.join(str(error).split())}): correct it") from error

@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from scripts.errors import ToolkitError
-from scripts.machine.files import ROOT
+from scripts.machine.files import ROOT, read_yaml
 
 FILE = ROOT / "releases.yaml"
 # A release that is named after a branch: newer than all with a number.
@@ -152,8 +150,8 @@ class Releases:
 
 def load(file: Path = FILE) -> Releases:
     """Return what `file` lists; ToolkitError if it is not of the right form."""
+    data = read_yaml(file)
     try:
-        data = yaml.safe_load(file.read_text())
         tables = {
             upstream: {
                 name: Release(name, entry["commit"], entry.get("sofia_sip", ""), tuple(entry.get("include", ())))
@@ -164,7 +162,7 @@ def load(file: Path = FILE) -> Releases:
         }
         sets = {name: (entry["freeswitch"], entry.get("sofia_sip", "")) for name, entry in data["sets"].items()}
         releases = Releases(tables["freeswitch"], tables["sofia_sip"], sets, tables.get("spandsp", {}))
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ToolkitError(f"{file.name}: not of the right form ({' '.join(str(error).split())})") from error
     for upstream, table in tables.items():
         for release in table.values():

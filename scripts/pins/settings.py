@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scripts.errors import ToolkitError
-from scripts.machine.files import ROOT
+from scripts.machine.files import ROOT, read_yaml
 from scripts.pins import releases
 from scripts.pins.releases import COMMIT, Pair
 
@@ -214,14 +212,7 @@ def read(file: Path = FILE) -> dict[str, Any]:
     Raises ToolkitError, with the name of the file, if it cannot be read, or if
     a setting is missing, unknown or of the wrong type.
     """
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ToolkitError(f"{file.name}: {error.strerror}: take it back (`git checkout {file.name}`)") from error
-    except UnicodeDecodeError as error:
-        raise ToolkitError(f"{file.name}: is not UTF-8 ({error.reason}): save it as that") from error
-    except yaml.YAMLError as error:
-        raise ToolkitError(f"{file.name}: is not YAML ({' '.join(str(error).split())}): correct it") from error
+    values = read_yaml(file)
     values = values if isinstance(values, dict) else {}
     sets = values.get("module_sets")
     form = {**FORM, "module_sets": dict.fromkeys(sets, MODULE_SET) if isinstance(sets, dict) else {}}
