@@ -344,6 +344,9 @@ def test_parse_names_the_missing_header(name: str) -> None:
         {"close_cause": "whatever"},
         {"registrations_left": "-1"},
         {"detected_at_us": "1.5"},
+        {"detected_at_us": "9" * 30},
+        {"detected_at_us": "9" * 5000},
+        {"detected_at_us": "999999999999999999"},
         {"error_code": "0"},
         {"error_name": "NONE"},
         {"from_user": "_undef_"},
@@ -354,6 +357,25 @@ def test_parse_refuses_what_cannot_be(change: dict[str, str]) -> None:
     name = next(iter(change)).replace("_", "-")
     with pytest.raises(ToolkitError, match=name if name != "error-code" else "error-code 0"):
         parse(event(**change))
+
+
+def test_far_end_cannot_rule_the_terminal() -> None:
+    with pytest.raises(ToolkitError, match=r"network-port '\\x1b\[2J' is not") as caught:
+        parse(event(network_port="\x1b[2J"))
+    assert str(caught.value).isprintable()
+    cells = events._cells(parse(event(from_user="al\x1b[2Jice\x9b\u202e", from_host="h\n")), 0)
+    assert cells[1] == "al\\x1b[2Jice\\x9b\\u202e@h\\n"
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "x", "-1", "9" * 5000])
+def test_port_that_is_none(port: str) -> None:
+    with pytest.raises(ToolkitError, match="is not a port"):
+        events.parse_port(port, "--port")
+
+
+def test_password_that_is_not_utf_8_is_refused() -> None:
+    with pytest.raises(ToolkitError, match="the password is not UTF-8"):
+        Subscriber("127.0.0.1", 1, os.fsdecode(b"\xff"), [])
 
 
 def test_delay_is_in_milliseconds() -> None:
@@ -368,7 +390,9 @@ def test_watch_wants_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
 
 WATCH = """
 import sys
-from scripts import errors, events, settings
+from scripts import errors
+from scripts.freeswitch import events
+from scripts.pins import settings
 try:
     events.watch(settings.load(), "127.0.0.1", sys.argv[1], "", sys.argv[2] == "json")
 except errors.ToolkitError as error:

@@ -19,7 +19,7 @@ from scripts.machine.files import ROOT
 
 WORK = """
 import rich
-from scripts import terminal
+from scripts.machine import terminal
 terminal.configure(quiet={quiet})
 console = rich.get_console()
 with terminal.task(console, "building [image]", 20) as shown:

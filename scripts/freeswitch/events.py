@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.errors import ToolkitError
+from scripts.machine.terminal import printable
 from scripts.pins.settings import Settings
 
 # genesis logs to stdout, in the middle of the events; what goes wrong on a
@@ -38,6 +39,8 @@ EXPIRE = "sofia::expire"
 
 # What FreeSWITCH writes for a header whose value is empty.
 UNDEFINED = "_undef_"
+# The first microsecond of the year 9999: what is later, Python can't say in every time zone.
+LATEST_US = 253_370_764_800_000_000
 TRANSPORTS = frozenset({"tcp", "tls", "ws", "wss"})
 CLOSE_CAUSES = frozenset({"peer-closed", "reset", "timeout", "send-error", "tls-error", "protocol-error", "local"})
 
@@ -158,6 +161,10 @@ class Subscriber:
     def __init__(self, host: str, port: int, password: str, subclasses: Iterable[str], timeout: float = 5.0) -> None:
         if not password or any(character in password for character in "\r\n"):
             raise ToolkitError(f"event socket {host}:{port}: the password is empty or has a line break")
+        try:
+            password.encode()
+        except UnicodeEncodeError:
+            raise ToolkitError(f"event socket {host}:{port}: the password is not UTF-8: give one that is") from None
         self.host = host
         self.port = port
         self.subclasses = tuple(subclasses)
@@ -336,6 +343,8 @@ def parse(event: Event) -> TpErrorReport:
     )
     if not 0 < report.network_port < 65536:
         raise _bad(event, "network-port", "is not a port")
+    if report.detected_at_us >= LATEST_US:
+        raise _bad(event, "detected-at-us", "is after the year 9998")
     if (report.error_code == 0) != (report.error_name == "NONE"):
         raise _bad(event, "error-name", f"doesn't go with error-code {report.error_code}")
     return report
@@ -378,7 +387,9 @@ class Order:
 
 
 def _bad(event: Event, name: str, what: str) -> ToolkitError:
-    return ToolkitError(f"event {event.subclass or '(no subclass)'}: header {name} '{event.get(name)}' {what}")
+    return ToolkitError(
+        f"event {printable(event.subclass) or '(no subclass)'}: header {name} '{printable(event.get(name))}' {what}"
+    )
 
 
 def _text(event: Event, name: str, optional: bool = False) -> str:
@@ -397,7 +408,8 @@ def _text(event: Event, name: str, optional: bool = False) -> str:
 
 def _number(event: Event, name: str) -> int:
     text = _text(event, name)
-    if not (text.isascii() and text.isdigit()):
+    # Longer ones are no time, no port and no number of anything.
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise _bad(event, name, "is not a whole number")
     return int(text)
 
@@ -452,7 +464,7 @@ def watch(settings: Settings, host: str = "", port: str = "", password: str = ""
 
 def parse_port(text: str, name: str) -> int:
     """Return the port that the option or variable `name` gives as `text`; ToolkitError if it is none."""
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536):
         raise ToolkitError(f"{name}='{text}' is not a port: give a number from 1 to 65535")
     return int(text)
 
@@ -496,11 +508,11 @@ def _cells(report: TpErrorReport, arrived_ns: int, later: str = "") -> list[str]
     detected = datetime.fromtimestamp(report.detected_at_us / 1e6).astimezone()
     return [
         detected.strftime("%H:%M:%S.%f")[:-3],
-        f"{report.from_user}@{report.from_host}",
-        f"{report.network_ip}:{report.network_port}",
+        printable(f"{report.from_user}@{report.from_host}"),
+        printable(f"{report.network_ip}:{report.network_port}"),
         report.transport,
         report.close_cause,
-        report.error_name if report.error_code else "-",
+        printable(report.error_name) if report.error_code else "-",
         "back" if later == REGISTER else state,
         f"{delay_ms(report, arrived_ns):.1f}",
     ]

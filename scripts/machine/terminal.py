@@ -145,3 +145,8 @@ def listing(items: Iterable[str], limit: int = 5) -> str:
     every = list(items)
     more = f" and {len(every) - limit} more" if len(every) > limit else ""
     return ", ".join(every[:limit]) + more
+
+
+def printable(text: str) -> str:
+    """Return `text`, which may be anybody's, without what a terminal obeys: that is escaped, \\x1b for ESC, say."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
