@@ -43,8 +43,9 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
     """Make an Invoke task with the options `--set` and `--quiet` out of a function.
 
     `help_texts` describe the other options. A ToolkitError becomes one line on
-    stderr and exit status 1, and so does the result False, without the line;
-    Ctrl-C becomes exit status 130, also if an error tells of it.
+    stderr and exit status 1, and so do, without the line, the result False and
+    a reader of the output that has enough (`| head`); Ctrl-C becomes exit
+    status 130, also if an error tells of it.
     """
 
     def decorate(function: Callable[P, object]) -> Callable[..., Any]:
@@ -57,6 +58,10 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
                 result = function(*args, **kwargs)
             except ToolkitError as error:
                 raise Exit(f"error: {error}", code=status(error)) from error
+            except BrokenPipeError:
+                # As rich does for what it prints itself.
+                terminal.silence()
+                raise Exit(code=1) from None
             except OSError as error:
                 raise Exit(f"error: {error.filename or 'system'}: {error.strerror or error}", code=1) from error
             except KeyboardInterrupt:

@@ -207,6 +207,44 @@ def test_ctrl_c(project: Path, tmp_path: Path) -> None:
     assert list(trees.iterdir()) == []
 
 
+@pytest.fixture
+def chatty(project: Path) -> Path:
+    """Return a project with a task that prints more than a pipe holds."""
+    with (project / "tasks.py").open("a") as tasks:
+        tasks.write(
+            "\n\n@command()\n"
+            "def chatter(context: Context, set_: list[str]) -> None:\n"
+            "    from rich import get_console\n\n"
+            "    for number in range(20000):\n"
+            '        get_console().print(f"✓ {number}")\n'
+        )
+    return made(project)
+
+
+def test_output_without_the_character(chatty: Path) -> None:
+    result = run(chatty, "chatter", PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[0] == "\\u2713 0"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_output_that_is_closed(chatty: Path, closed: str) -> None:
+    result = subprocess.run(
+        ["sh", "-c", f'"$0" chatter {closed}', str(chatty / "scripts/inv")], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_output_that_nobody_reads_to_its_end(chatty: Path) -> None:
+    command = [str(chatty / "scripts/inv"), "chatter"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.readline() == "✓ 0\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
 def test_first_run_makes_the_environment(project: Path) -> None:
     """Without network: the requirement is a package in the project itself."""
     package = project / "package"

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.errors import ToolkitError
-from scripts.machine.terminal import printable
+from scripts.machine.terminal import printable, silence
 from scripts.pins.settings import Settings
 
 # genesis logs to stdout, in the middle of the events; what goes wrong on a
@@ -457,9 +457,8 @@ def watch(settings: Settings, host: str = "", port: str = "", password: str = ""
     except KeyboardInterrupt:
         pass
     except BrokenPipeError:
-        # The reader (`| head`, say) has enough. Python flushes stdout once
-        # more on its way out and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (`| head`, say) has enough.
+        silence()
 
 
 def parse_port(text: str, name: str) -> int:

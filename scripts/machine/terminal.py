@@ -7,6 +7,7 @@ rich's own console, which `configure` sets up, unless they are given one.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -27,12 +28,27 @@ RATE = 5
 
 
 def configure(quiet: bool = False) -> None:
-    """Set up the console for a task; `quiet` keeps it from printing."""
+    """Set up the console for a task; `quiet` keeps it from printing.
+
+    An output that is closed takes everything, and one that does not know a
+    character gets its number.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # FORCE_COLOR gives a log its colours; what moves belongs on a terminal only.
     moving = sys.stdout.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown", "")
     # Without a terminal rich takes 80 columns for granted.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH
     rich.reconfigure(quiet=quiet, highlight=False, force_interactive=moving, width=width)
+
+
+def silence() -> None:
+    """Print nothing more: Python flushes the standard output on its way out, and would complain that nobody reads."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def loud(console: Console) -> Console:
