@@ -20,7 +20,7 @@ from scripts.machine.files import remove
 from scripts.patchset import branch, series
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
-from tests.conftest import LINES, edited, git
+from tests.conftest import AUTHOR, LINES, edited, git
 
 AddPatch = Callable[..., Path]
 
@@ -58,6 +58,69 @@ def test_import_makes_a_branch(prepared: Settings) -> None:
     path = tree(prepared)
     assert git(path, "branch", "--show-current") == branch.BRANCH
     assert git(path, "log", "--format=%s", f"{prepared.source('one').commit}..").splitlines() == ["Second", "First"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "",
+        "Fix\n\n@@ -1 +1 @@\n-a\n+b\n",
+        "Fix\n\n%{ x }%\n",
+        "Fix\n\n%[ if ]%\n",
+        f"Fix\n\nFrom {'0' * 40} Mon Sep 17 00:00:00 2001\n",
+        "Fix\n\ndiff --git a/x b/x\n",
+        "Fix\n\nIt was so:\n---\nNow it isn't.\n",
+        "[core] Fix\n",
+        "Fix\n\nIndex: a\n",
+        "Fix\n\nFrom: somebody <else@example.org>\n\nMore\n",
+    ],
+)
+def test_message_that_is_lost_in_a_patch_is_refused(prepared: Settings, message: str) -> None:
+    before = files(prepared)
+    edited(tree(prepared) / "src/other.c", 40)
+    git(
+        tree(prepared),
+        "commit",
+        "--quiet",
+        "--all",
+        "--allow-empty-message",
+        "--cleanup=verbatim",
+        f"--message={message}",
+    )
+    head = git(tree(prepared), "rev-parse", "HEAD")
+    with pytest.raises(ToolkitError, match=f"commit {head[:12]} in .* can't be a patch: ") as caught:
+        branch.export_series(prepared)
+    assert "\n" not in str(caught.value)
+    assert (files(prepared), git(tree(prepared), "rev-parse", "HEAD")) == (before, head)
+    assert git(tree(prepared), "branch", "--show-current") == branch.BRANCH
+
+
+@pytest.mark.parametrize("content", [b"\0\1\2", b"a %{ x }% b\n", b"%[ if x ]%\n", b"a\r\n"], ids=repr)
+def test_file_that_is_lost_in_a_patch_is_refused(prepared: Settings, content: bytes) -> None:
+    before = files(prepared)
+    (tree(prepared) / "added").write_bytes(content)
+    commit_all(tree(prepared), "Add a file")
+    head = git(tree(prepared), "rev-parse", "HEAD")
+    with pytest.raises(ToolkitError, match=f"commit {head[:12]} in .* can't be a patch: "):
+        branch.export_series(prepared)
+    assert (files(prepared), git(tree(prepared), "rev-parse", "HEAD")) == (before, head)
+
+
+@pytest.mark.parametrize("variable", ["GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL"])
+@pytest.mark.parametrize("value", ['"A. U." Thor', "Ann (of two) Author", "Änn Äuthor", "a, b", "x@y"])
+def test_author_survives_or_is_refused(prepared: Settings, variable: str, value: str) -> None:
+    before = files(prepared)
+    edited(tree(prepared) / "src/other.c", 40)
+    environment = {**os.environ, **AUTHOR, variable: value}
+    subprocess.run(["git", "commit", "-qam", "More"], cwd=tree(prepared), env=environment, check=True)
+    head = git(tree(prepared), "log", "-1", "--format=%h %an %ae %ad %B")
+    try:
+        branch.export_series(prepared)
+    except ToolkitError as error:
+        assert "its author would come back as" in str(error)
+        assert files(prepared) == before
+    else:
+        assert git(tree(prepared), "log", "-1", "--format=%an %ae %ad %B") == head.split(" ", 1)[1]
 
 
 def test_export_writes_no_noise(prepared: Settings) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -427,6 +428,17 @@ def test_number_that_is_missing_or_taken(prepared: Settings, name: str, line: st
     second = next(path for path in (prepared.patches / "one").iterdir() if path.name.startswith("0002-"))
     second.rename(second.with_name(name))
     with pytest.raises(ToolkitError, match=line):
+        series.check(prepared)
+
+
+@pytest.mark.parametrize("header", ["Date: nonsense", "From: <>", "From: "])
+def test_author_that_git_would_not_take_fails_the_check(prepared: Settings, header: str) -> None:
+    path = next((prepared.patches / "one").glob("0001-*.patch"))
+    name = header.partition(":")[0]
+    path.write_text(re.sub(rf"^{name}: .*$", header, path.read_text(), count=1, flags=re.MULTILINE))
+    with pytest.raises(
+        ToolkitError, match=rf"{path.name}: git can't commit it \(.+\): correct its 'From:' and 'Date:'"
+    ):
         series.check(prepared)
 
 

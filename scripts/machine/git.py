@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from git import Git
@@ -61,6 +63,35 @@ def _git(path: Path, arguments: Sequence[str], environment: dict[str, str]) -> t
     except GitCommandError as error:
         raise ToolkitError(f"{short(path)}: git {arguments[0]} failed: {reason(error)}") from error
     return str(output), str(told)
+
+
+@dataclass(frozen=True)
+class Mail:
+    """What `git am` takes from a mail besides the diff."""
+
+    author: str
+    address: str
+    date: str
+    subject: str
+    body: str
+
+
+def in_mail(mail: Path) -> Mail:
+    """Return what `git am` would take from the file `mail`; ToolkitError if that is no mail with a patch."""
+    message = mail.with_name(f"{mail.name}.message")
+    command = ["git", "mailinfo", "--encoding=UTF-8", str(message), str(mail.with_name(f"{mail.name}.diff"))]
+    try:
+        with tempfile.TemporaryDirectory() as split:
+            if (number := local(mail.parent, "mailsplit", "-b", f"-o{split}", str(mail)).strip()) != "1":
+                raise ToolkitError(f"git takes it for {number} mails: a line begins one (From ...)")
+        with mail.open("rb") as file:
+            told = str(Git(mail.parent).execute(command, istream=file, env=environment(mail.parent)))
+    except GitCommandError as error:
+        raise ToolkitError(f"git mailinfo failed: {reason(error)}") from error
+    headers = dict(line.split(": ", 1) for line in told.splitlines() if ": " in line)
+    names = ("Author", "Email", "Date", "Subject")
+    author, address, date, subject = (headers.get(name, "") for name in names)
+    return Mail(author, address, date, subject, message.read_text(errors="surrogateescape"))
 
 
 def reason(error: GitCommandError) -> str:

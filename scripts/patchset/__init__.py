@@ -3,6 +3,7 @@
 `series`: render it, check it, apply it, take it back
 `template`: patches as templates, filled in and put back
 `branch`: the series as a branch: commits to edit, and back to patch files
+`proof`: do the patches make the commits again?
 `trials`: does it apply to every release?
 `bump`: move to newer releases
 """

@@ -25,7 +25,7 @@ from scripts.machine import git
 from scripts.machine.files import remove, short
 from scripts.machine.git import local, online
 from scripts.machine.terminal import listing
-from scripts.patchset import series, template
+from scripts.patchset import proof, series, template
 from scripts.patchset.series import BYTES, Patch
 from scripts.patchset.trials import places
 from scripts.pins import settings as settings_module
@@ -261,12 +261,15 @@ def _export(settings: Settings, source: Source, places: bool) -> list[Exported]:
     variables = series.variables(settings)
     result = []
     owners = {commit: _owner(source, commit) for commit in commits}
+    made: dict[tuple[str, str], str] = {}
     for upstream, directory in (*source.carried, (source.name, "")):
         mine = [commit for commit in commits if owners[commit] == upstream]
-        texts = _texts(settings, source, upstream, directory, mine, variables, places)
+        texts, of = _texts(settings, source, upstream, directory, mine, variables, places)
+        made |= {(upstream, name): commit for name, commit in of.items()}
         old = {path.name: path.read_bytes().decode(errors=BYTES) for path in series.files(settings, upstream)}
         written = tuple(name for name, text in texts.items() if old.get(name) != text)
         result.append(Exported(upstream, texts, written, tuple(name for name in old if name not in texts)))
+    proof.check(settings, source, {item.upstream: item.texts for item in result}, made)
     return result
 
 
@@ -327,8 +330,8 @@ def _texts(
     commits: Sequence[str],
     variables: Mapping[str, object],
     places: bool,
-) -> dict[str, str]:
-    """Return the patch templates of `commits` by file name.
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the patch templates of `commits` by file name, and the commits by the same.
 
     Patches that are left out of this release, and so have no commit, stay as
     they are and keep their numbers.
@@ -346,16 +349,19 @@ def _texts(
     numbers = [number for number in range(1, len(commits) + len(taken) + 1) if number not in taken]
     mails = [_mail(source, commit, directory, number) for number, commit in zip(numbers, commits, strict=False)]
     subjects = {_subject(text) for _, text in mails}
-    for number, (name, text) in zip(numbers, mails, strict=False):
+    made = {}
+    for commit, number, (name, text) in zip(commits, numbers, mails, strict=False):
         known = old.get(_subject(text)) or _renamed(old, subjects, number)
         if known:
             path, content = known
             # The name tells the event as it was called when the patch was made.
             slug = path.name[5:] if _subject(text) in old else name[5:]
-            texts[f"{number:04}-{slug}"] = template.merge(content, variables, text, short(path), places)
+            name = f"{number:04}-{slug}"
+            texts[name] = template.merge(content, variables, text, short(path), places)
         else:
             texts[name] = template.put_back(text, variables)
-    return texts
+        made[name] = commit
+    return texts, made
 
 
 def _renamed(old: Mapping[str, tuple[Path, str]], subjects: set[str], number: int) -> tuple[Path, str] | None:

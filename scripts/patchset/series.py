@@ -27,7 +27,7 @@ from unidiff.patch import Line, PatchSet
 from scripts.errors import ToolkitError
 from scripts.machine import git
 from scripts.machine.files import short
-from scripts.machine.git import local
+from scripts.machine.git import in_mail, local
 from scripts.machine.terminal import listing
 from scripts.patchset import template
 from scripts.pins.releases import IN_TREE_VERSION, Version
@@ -97,7 +97,7 @@ def render(settings: Settings, source: Source) -> list[Patch]:
     be parsed.
     """
     rendered = [
-        _render(settings, path, name, directory)
+        render_file(settings, path, name, directory)
         for name, directory in (*source.carried, (source.name, ""))
         for path in files(settings, name)
     ]
@@ -236,7 +236,12 @@ def files(settings: Settings, upstream: str) -> list[Path]:
     return [path for path, number in zip(found, numbers, strict=True) if number not in settings.excluded_patches]
 
 
-def _render(settings: Settings, path: Path, upstream: str, directory: str) -> Patch | None:
+def render_file(settings: Settings, path: Path, upstream: str, directory: str) -> Patch | None:
+    """Return the patch of the template `path`, None if its conditions leave nothing of its diff.
+
+    `directory` is where the files of `upstream` are in the tree, "" if they
+    are all of it. Raises ToolkitError like `render`.
+    """
     where = short(path)
     mail_template = path.read_bytes().decode(errors=BYTES)
     if "\r" in mail_template:
@@ -303,6 +308,7 @@ def check_source(settings: Settings, source: Source, for_build: bool = False) ->
         index = mails[0].with_name("index")
         local(source.path, "read-tree", source.commit, index=index)
         for number, (patch, mail) in enumerate(zip(patches, mails, strict=True)):
+            _check_author(source, patch, mail)
             try:
                 local(source.path, "apply", "--cached", "--whitespace=nowarn", str(mail), index=index)
             except ToolkitError as error:
@@ -324,6 +330,23 @@ def check_source(settings: Settings, source: Source, for_build: bool = False) ->
                     "`inv patches-export` do)"
                 )
     return Outcome(source, "applies", patches)
+
+
+def _check_author(source: Source, patch: Patch, mail: Path) -> None:
+    """Raise ToolkitError if git would not take the author of `patch`, or its date, when it commits."""
+    try:
+        found = in_mail(mail)
+        author = {
+            "GIT_AUTHOR_NAME": found.author,
+            "GIT_AUTHOR_EMAIL": found.address,
+            "GIT_AUTHOR_DATE": found.date,
+        }
+        local(source.path, "var", "GIT_AUTHOR_IDENT", env=author)
+    except ToolkitError as error:
+        raise ToolkitError(
+            f"{short(patch.path)}: git can't commit it ({str(error).rpartition('failed: ')[2]}): correct its "
+            "'From:' and 'Date:', or make it anew with `git format-patch`"
+        ) from error
 
 
 def uneven(path: Path, index: Path, patch: Patch) -> str:

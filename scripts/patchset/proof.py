@@ -1,0 +1,100 @@
+"""Does a series that is about to be written make the commits again that it was made from?"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from scripts.errors import ToolkitError
+from scripts.machine.files import short
+from scripts.machine.git import in_mail, local
+from scripts.patchset import series
+from scripts.patchset.series import BYTES, Patch
+from scripts.pins.settings import Settings, Source
+
+
+def check(
+    settings: Settings,
+    source: Source,
+    texts: Mapping[str, Mapping[str, str]],
+    commits: Mapping[tuple[str, str], str],
+) -> None:
+    """Raise ToolkitError, with the name of the commit, if one does not survive as a patch.
+
+    `texts` are the patch templates of `source`, by upstream and file name,
+    `commits` what each was made of, by the same two; nothing is written to the
+    patches. A commit survives if its author, its message and its diff come
+    back as they are when the series is applied.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        written = dataclasses.replace(settings, patches=Path(directory) / "patches")
+        for upstream in (*dict(source.carried), source.name):
+            (written.patches / upstream).mkdir(parents=True)
+            for name, text in texts.get(upstream, {}).items():
+                (written.patches / upstream / name).write_bytes(text.encode(errors=BYTES))
+        index = Path(directory) / "index"
+        local(source.path, "read-tree", source.commit, index=index)
+        for upstream, below in (*source.carried, (source.name, "")):
+            for name in sorted(texts.get(upstream, {})):
+                commit = commits.get((upstream, name), "")
+                try:
+                    if not series.NAME.fullmatch(name):
+                        raise ToolkitError("it has no subject that names a file: give it one (`git commit --amend`)")
+                    patch = series.render_file(written, written.patches / upstream / name, upstream, below)
+                    if patch:
+                        _check_head(source, patch, commit, Path(directory) / "mail")
+                        _apply(source, Path(directory) / "mail", index)
+                except ToolkitError as error:
+                    told = str(error).replace(str(written.patches), short(settings.patches))
+                    raise ToolkitError(f"{_name(source, commit, name)} can't be a patch: {told}") from error
+            try:
+                series.files(written, upstream)
+            except ToolkitError as error:
+                told = str(error).replace(str(written.patches), short(settings.patches))
+                raise ToolkitError(f"{source.name}: the series can't be written: {told}") from error
+        tree = local(source.path, "write-tree", "--missing-ok", index=index).strip()
+    if tree != local(source.path, "rev-parse", "HEAD^{tree}").strip():
+        raise ToolkitError(
+            f"{source.name}: the patches would not make the files of HEAD in {short(source.path)} again: a variable or "
+            "a condition of a template is in the way"
+        )
+
+
+def _check_head(source: Source, patch: Patch, commit: str, mail: Path) -> None:
+    """Write `patch` to the file `mail`; raise ToolkitError if it does not have author and message of `commit`."""
+    mail.write_text(patch.text, errors=BYTES)
+    if not commit:
+        return
+    author, date, message = local(source.path, "log", "-1", "--format=%an <%ae>%x00%aD%x00%B", commit).split("\0")
+    found = in_mail(mail)
+    for what, wanted, came in (
+        ("author", author, f"{found.author} <{found.address}>"),
+        ("date", date, found.date),
+        ("message", _words(message), _words(f"{found.subject}\n\n{found.body}")),
+    ):
+        if wanted != came:
+            raise ToolkitError(
+                f"its {what} would come back as '{' '.join(came.split())[:60]}': change it (`git commit --amend`); a "
+                "message has words, no [brackets] at its begin, and no line that begins a diff, a mail or ends with ---"
+                if what == "message"
+                else f"its {what} would come back as '{came}': change it (`git commit --amend`)"
+            )
+
+
+def _words(message: str) -> str:
+    """Return `message` as git writes it into a mail: its first paragraph on one line, and no space at line ends."""
+    first, _, rest = message.strip().partition("\n\n")
+    return "\n\n".join([" ".join(first.split()), re.sub(r"[ \t]+$", "", rest.strip(), flags=re.MULTILINE)]).strip()
+
+
+def _apply(source: Source, mail: Path, index: Path) -> None:
+    local(source.path, "apply", "--cached", "--whitespace=nowarn", str(mail), index=index)
+
+
+def _name(source: Source, commit: str, file: str) -> str:
+    if not commit:
+        return f"{source.name}: {file}"
+    return f"{source.name}: commit {commit[:12]} in {short(source.path)}"
