@@ -45,14 +45,10 @@ RACES = pytest.StashKey[dict[races.Case, races.Outcome]]()
 # What a worker of pytest-xdist has to say in the end, and what all of them said.
 SAID = "toolkit-said"
 ALL_SAID = pytest.StashKey[list[str]]()
-# The modules whose tests share the labs: one worker runs them all.
-WITH_LABS = frozenset(
-    f"tests/test_{name}.py"
-    for name in (
-        "contacts", "docs", "frames", "limiter", "matrix", "properties", "registrar", "robustness", "silent",
-        "transports",
-    )
-)  # fmt: skip
+# What is in these folders needs Docker, and what is in no other does.
+WITH_DOCKER = frozenset({"engine", "image", "probe", "scenarios"})
+# The scenarios that have a lab of their own; one worker runs all others, which share theirs.
+OWN_LABS = frozenset(f"tests/scenarios/test_{name}.py" for name in ("calls", "races", "subscriptions"))
 # Far enough apart for three hunks.
 LINES = [f"line {number}\n" for number in range(1, 61)]
 
@@ -260,7 +256,7 @@ class Modules(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         module = nodeid.partition("::")[0]
-        return "labs" if module in WITH_LABS else module
+        return "labs" if folder(nodeid) == "scenarios" and module not in OWN_LABS else module
 
 
 def pytest_testnodedown(node: WorkerController) -> None:
@@ -282,14 +278,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give what needs the images or a registry the marker `docker`; see that WITH_LABS is complete."""
+    """Give what is in a folder that needs Docker the marker `docker`; see that nothing else needs it."""
     for item in items:
-        names = set(getattr(item, "fixturenames", ()))
-        if {"built", "registries"} & names:
+        needs = {"built", "registries"} & set(getattr(item, "fixturenames", ()))
+        if folder(item.nodeid) in WITH_DOCKER:
             item.add_marker("docker")
-        module = item.nodeid.partition("::")[0]
-        if "labs" in names and module not in WITH_LABS:
-            raise pytest.UsageError(f"{module} uses the labs: add it to WITH_LABS in tests/conftest.py")
+        elif needs:
+            raise pytest.UsageError(f"{item.nodeid} needs Docker: move it to one of {', '.join(sorted(WITH_DOCKER))}")
+
+
+def folder(nodeid: str) -> str:
+    """Return the folder of tests/ that the test is in."""
+    return nodeid.split("/")[1]
 
 
 def edited(path: Path, *numbers: int) -> None:

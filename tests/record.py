@@ -186,7 +186,7 @@ class Plugin:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
-            if isinstance(item, pytest.Function) and item.module.__name__ == "tests.test_matrix":
+            if isinstance(item, pytest.Function) and item.module.__name__ == "tests.scenarios.test_matrix":
                 given = getattr(item, "callspec", None)
                 if given and "case" in given.params:
                     self.cases.setdefault(given.params["cpus"], []).append(given.params["case"])

@@ -2,7 +2,7 @@
 
     python3 -m tests.probe.matrix --tool asan
 
-Runs inside the container of the probe. What is expected is in tests/test_probe.py.
+Runs inside the container of the probe. What is expected is in tests/probe/test_probe.py.
 """
 
 from __future__ import annotations

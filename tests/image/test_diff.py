@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from docker.models.images import Image
@@ -67,19 +65,6 @@ def test_image_and_itself(built: Settings) -> None:
     assert diff.show(f"{built.image}:stock", f"{built.image}:stock", console)
     with pytest.raises(ToolkitError, match="there is no image nothing:here on this machine"):
         diff.compare("nothing:here", f"{built.image}:stock")
-
-
-def test_stream_is_read_in_any_pieces() -> None:
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as archive:
-        for name in ("a", "b"):
-            member = tarfile.TarInfo(name)
-            member.size = 5000
-            archive.addfile(member, io.BytesIO(name.encode() * 5000))
-    whole = data.getvalue()
-    stream: Any = diff._Stream(whole[start : start + 777] for start in range(0, len(whole), 777))
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
-        assert [diff._file(archive, member).size for member in archive] == [5000, 5000]
 
 
 def test_info_as_json(built: Settings, capsys: pytest.CaptureFixture[str]) -> None:

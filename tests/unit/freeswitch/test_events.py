@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -21,10 +20,10 @@ import pytest
 from scripts.errors import ToolkitError
 from scripts.freeswitch import events
 from scripts.freeswitch.events import ConnectionLost, Event, Subscriber, Unreachable, parse
+from scripts.machine.files import ROOT
 from scripts.pins import settings
 
 PASSWORD = "s3cret"
-ROOT = Path(__file__).resolve().parent.parent
 REPORT = {
     "Event-Subclass": "sofia::tp_error_report",
     "Event-Name": "CUSTOM",

@@ -7,8 +7,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,8 +17,6 @@ from invoke.collection import Collection
 from invoke.exceptions import ParseError
 from invoke.main import program
 from invoke.parser import Parser
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
 
 import tasks
 from scripts.bench.suite import PARTS
@@ -30,10 +26,9 @@ from scripts.machine.files import ROOT
 from scripts.pins import settings
 from scripts.pins.settings import Settings
 from scripts.sources import trees
-from tests.lab import Lab
-from tests.test_inv import made, run
+from tests.documentation import PAGES, Link, Snippet, anchors, api_lines, commands, links, snippets, table
+from tests.project.test_inv import made, run
 
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
 PICTURES = sorted(ROOT.glob("docs/images/*.svg"))
 # What stands for something of the reader's own.
 PLACEHOLDERS = frozenset({"NAME", "TAG", "TASK", "CONTAINER"})
@@ -49,117 +44,6 @@ ONLINE = (
     "scripts/inv patches-import",
     "scripts/inv patches-export",
 )
-# How FreeSWITCH says that it does not know a command, or not in this form.
-REFUSALS = ("-ERR", "-USAGE", "USAGE", "Invalid", "Unknown Command", "can't find")
-
-
-@dataclass(frozen=True)
-class Snippet:
-    """A piece of code in a page: a block of shell, or a span (`language` is empty) in a line of text."""
-
-    page: Path
-    line: int
-    language: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
-
-
-@dataclass(frozen=True)
-class Link:
-    """A link or an image of a page."""
-
-    page: Path
-    line: int
-    target: str
-    alt: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line} {self.target}"
-
-
-def tokens(page: Path) -> Iterator[tuple[int, Token]]:
-    """Yield the tokens of `page`, those inside of paragraphs too, with their lines."""
-    line = 0
-    for token in MarkdownIt("commonmark").enable("table").parse(page.read_text()):
-        line = token.map[0] + 1 if token.map else line
-        yield line, token
-        for child in token.children or ():
-            yield line, child
-
-
-def snippets() -> list[Snippet]:
-    found = []
-    for page in PAGES:
-        for line, token in tokens(page):
-            if token.type == "fence":
-                found.append(Snippet(page, line, token.info, token.content))
-            elif token.type == "code_inline":
-                found.append(Snippet(page, line, "", token.content))
-    return found
-
-
-def links() -> list[Link]:
-    found = []
-    for page in PAGES:
-        for line, token in tokens(page):
-            if token.type == "link_open":
-                found.append(Link(page, line, str(token.attrGet("href"))))
-            elif token.type == "image":
-                found.append(Link(page, line, str(token.attrGet("src")), token.content))
-    return found
-
-
-def anchors(page: Path) -> set[str]:
-    """Return the anchors that the headings of `page` have on a forge."""
-    found: set[str] = set()
-    heading = False
-    for _, token in tokens(page):
-        if heading:
-            text = "".join(child.content for child in token.children or ())
-            slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
-            again = 0
-            while (name := f"{slug}-{again}" if again else slug) in found:
-                again += 1
-            found.add(name)
-        heading = token.type == "heading_open"
-    return found
-
-
-def table(page: str, heading: str) -> list[list[str]]:
-    """Return the rows of the first table after `heading`, without its head: the code spans of the first cell each."""
-    rows: list[list[str]] = []
-    here = cell = False
-    column = 0
-    for _, token in tokens(ROOT / page):
-        if token.type == "inline" and token.content == heading:
-            here = True
-        elif here and token.type == "table_close":
-            return rows
-        elif here and token.type == "tr_open":
-            rows, column = [*rows, []], 0
-        elif token.type in ("td_open", "td_close"):
-            cell, column = token.type == "td_open", column + (token.type == "td_open")
-        elif here and cell and column == 1 and token.type == "code_inline":
-            rows[-1].append(token.content)
-    raise AssertionError(f"{page} has no table after '{heading}'")
-
-
-def commands(shell: str) -> list[list[str]]:
-    """Return the simple commands in `shell`, word by word: without comments, assignments and sudo."""
-    found = []
-    for line in shell.replace("\\\n", " ").splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-        lexer.whitespace_split = True
-        words: list[str] = []
-        for word in [*lexer, ";"]:
-            if set(word) <= set("();<>|&"):
-                found.append(words)
-                words = []
-            elif words or not (word == "sudo" or re.match(r"\w+=", word)):
-                words.append(word)
-    return [words for words in found if words]
 
 
 def inv_lines() -> list[tuple[Snippet, list[str]]]:
@@ -427,53 +311,3 @@ def test_filters_of_ss_and_tcpdump() -> None:
     if missing:
         pytest.skip(f"its filters are not tested: there is no {' and no '.join(missing)}")
     assert tried
-
-
-def api_lines() -> list[tuple[Snippet, str, str]]:
-    """Return every command for FreeSWITCH, and what its output is piped into."""
-    found = []
-    for snippet in snippets():
-        for command, pipe in re.findall(r"^(?:\S+ )*?fs_cli -x '([^']+)'(?: \| (.+))?", snippet.text, re.MULTILINE):
-            found.append((snippet, command, pipe))
-        if not snippet.language and re.match(r"(sofia|fsctl|sofia_contact|xml_locate) ", snippet.text):
-            found.append((snippet, snippet.text, ""))
-    return found
-
-
-def test_commands_for_freeswitch(lab: Lab) -> None:
-    """FreeSWITCH knows them; the output of one that is piped has what is looked for."""
-    api = lab.freeswitch.recorder.api
-    refused = []
-    try:
-        for snippet, command, pipe in api_lines():
-            command = re.sub(r"\bprofile (?:internal|NAME)\b", "profile main", command)
-            # Other tests have clients there.
-            if command.endswith(" restart"):
-                continue
-            answer = api(command)
-            if answer.startswith(REFUSALS) or not answer.strip():
-                refused.append(f"{snippet}: {command}: {answer}")
-            if pipe:
-                looked = subprocess.run(["sh", "-c", pipe], input=answer, text=True, capture_output=True, check=False)
-                assert looked.returncode == 0, f"{snippet}: {pipe} finds nothing"
-    finally:
-        # As configured. `fsctl loglevel` can't be asked what it is: without an argument it ends all logging.
-        for command in ("fsctl loglevel info", "fsctl debug_level 0", "sofia loglevel all 0"):
-            api(command)
-        api("sofia tracelevel warning")
-        api("sofia global siptrace off")
-    assert not refused
-
-
-def test_marks_of_the_patched_files(lab: Lab) -> None:
-    """The files that troubleshooting.md looks into tell patched from stock."""
-    looks = [
-        (snippet, words)
-        for snippet in snippets()
-        for words in (commands(snippet.text) if snippet.language == "sh" else [])
-        if words[0] == "grep" and words[1] == "-c"
-    ]
-    assert len(looks) == 2
-    for snippet, words in looks:
-        subclass = words[2].replace("sofia::tp_error_report", lab.settings.esl_event)
-        assert int(lab.freeswitch.shell(shlex.join(["grep", "-c", subclass, words[3]]))) > 0, snippet

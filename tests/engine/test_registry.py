@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import uuid
@@ -15,8 +14,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine import registry as registry_module
-from scripts.pins.settings import Settings, load
-from scripts.publish.push import chosen_registry
+from scripts.pins.settings import Settings
 from tests import registries as registries_module
 
 USER, PASSWORD = "ann", "correct horse"
@@ -24,50 +22,6 @@ USER, PASSWORD = "ann", "correct horse"
 
 def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
-
-
-@pytest.mark.parametrize(
-    ("repository", "host"),
-    [
-        ("registry.example.org/voip/freeswitch", "registry.example.org"),
-        ("127.0.0.1:5000/x", "127.0.0.1:5000"),
-        ("localhost/x", "localhost"),
-        ("voip/freeswitch", "docker.io"),
-        ("freeswitch", "docker.io"),
-    ],
-)
-def test_host_of_a_repository(repository: str, host: str) -> None:
-    assert registry_module.host(repository) == host
-
-
-def test_login_goes_to_what_is_pushed_to() -> None:
-    settings = load(overrides=["push.repository=a.example.org/x", "build.cache=b.example.org/y"])
-    assert chosen_registry(settings, "c.example.org/z") == "c.example.org/z"
-    assert chosen_registry(settings) == "a.example.org/x"
-    assert chosen_registry(dataclasses.replace(settings, push_repository="")) == "b.example.org/y"
-    with pytest.raises(ToolkitError, match="no registry to log in to: give --registry"):
-        chosen_registry(load())
-
-
-@pytest.mark.parametrize("missing", [registry_module.USER, registry_module.PASSWORD])
-def test_missing_variable_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in (registry_module.USER, registry_module.PASSWORD):
-        monkeypatch.setenv(variable, "" if variable == missing else "x")
-    with pytest.raises(ToolkitError, match=f"variable {missing} is not set: it is needed to log in to a.example.org"):
-        registry_module.login("a.example.org/x")
-
-
-def test_password_is_neither_an_argument_nor_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A docker that writes down what it is called with, and shows its input."""
-    docker = tmp_path / "docker"
-    docker.write_text('#!/bin/sh\necho "$*" > "$0.arguments"\necho "denied for $(cat)" >&2\nexit 1\n')
-    docker.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setenv(registry_module.USER, USER)
-    monkeypatch.setenv(registry_module.PASSWORD, PASSWORD)
-    with pytest.raises(ToolkitError, match=r"^a\.example\.org refuses the login of ann \(denied for \*\*\*\): check"):
-        registry_module.login("a.example.org/x")
-    assert (tmp_path / "docker.arguments").read_text() == "login --username ann --password-stdin a.example.org\n"
 
 
 @pytest.fixture

@@ -139,7 +139,10 @@ def test_lab_that_does_not_start_is_told(tmp_path: Path) -> None:
     plugin.records = {2: Record(directory=tmp_path)}
     plugin.cases = {2: [FIN]}
     failed: Any = SimpleNamespace(
-        when="setup", failed=True, nodeid="tests/test_matrix.py::test_case[x]", longreprtext="trace\nE   no engine\n"
+        when="setup",
+        failed=True,
+        nodeid="tests/scenarios/test_matrix.py::test_case[x]",
+        longreprtext="trace\nE   no engine\n",
     )
     plugin.pytest_runtest_logreport(failed)
     plugin.pytest_sessionfinish()

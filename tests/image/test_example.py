@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -106,28 +104,3 @@ def test_every_volume_has_a_name(compose: Compose) -> None:
     assert any(container.labels["com.docker.compose.service"] == "init" for container in containers)
     volumes = {mount["Name"] for mount in mounts if mount["Type"] == "volume"}
     assert volumes == {f"{compose.project}_{name}" for name in ("secrets", "users", "state", "logs")}
-
-
-def test_example_has_a_name_of_its_own(root: Path) -> None:
-    """Not that of its directory, `compose`, which other projects have as well."""
-    name = "freeswitch-tp-error-example"
-    assert f"COMPOSE_PROJECT_NAME={name}" in (example.DIRECTORY / ".env").read_text().splitlines()
-    assert f"`{name}`" in (root / "docs/deployment.md").read_text()
-
-
-def test_context_of_the_subscriber_is_all_python(tmp_path: Path) -> None:
-    context = example.make_context(tmp_path / "context")
-    files = [path for path in context.rglob("*") if path.is_file()]
-    assert not [path for path in files if path.suffix in (".so", ".pyc")]
-    # It starts without anything of this environment, and says what it misses.
-    outcome = subprocess.run(
-        ["python3", "-S", "-m", "scripts.freeswitch.subscriber"],
-        cwd=context / "toolkit",
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(context / "packages")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert outcome.returncode == 1
-    assert outcome.stderr.startswith("error: no password for the event socket at 127.0.0.1:8021")
-    assert json.dumps(outcome.stdout) == '""'

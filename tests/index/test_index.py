@@ -17,7 +17,7 @@ import pytest
 from scripts.patchset import series
 from tests.conftest import chosen
 
-PROGRAM = Path(__file__).parent / "index"
+PROGRAM = Path(__file__).parent
 SCENARIOS = int(os.environ.get("TOOLKIT_INDEX_SCENARIOS", "12"))
 SEED = int(os.environ.get("TOOLKIT_INDEX_SEED", "20261126"))
 # Generous: a busy machine is not a fault.
