@@ -7,9 +7,12 @@ import inspect
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any, ParamSpec, cast
 
 import rich
@@ -26,8 +29,8 @@ from scripts.pins.settings import Settings, check_environment, load
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 P = ParamSpec("P")
-# The exit status of what Ctrl-C ended, as shells have it.
-INTERRUPTED = 130
+# The exit status of what Ctrl-C and SIGTERM ended, as shells have it.
+INTERRUPTED, TERMINATED = 130, 143
 SET = {
     "set": "Override a setting of invoke.yaml, as key=value (build.jobs=4, say), or use the set of releases "
     "of that name (master, say; see releases.yaml); may be repeated."
@@ -39,13 +42,17 @@ RELEASES = {
 }
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what Ctrl-C cleans up is cleaned up then, too."""
+
+
 def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., Any]]:
     """Make an Invoke task with the options `--set` and `--quiet` out of a function.
 
     `help_texts` describe the other options. A ToolkitError becomes one line on
     stderr and exit status 1, and so do, without the line, the result False and
     a reader of the output that has enough (`| head`); Ctrl-C becomes exit
-    status 130, also if an error tells of it.
+    status 130, SIGTERM 143, also if an error tells of it.
     """
 
     def decorate(function: Callable[P, object]) -> Callable[..., Any]:
@@ -54,6 +61,8 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
             if shutil.which("git") is None:
                 raise Exit("error: git is missing: install it (`apt-get install git`)", code=1)
             terminal.configure(quiet=bool(kwargs.pop("quiet", False)))
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, _terminate)
             try:
                 result = function(*args, **kwargs)
             except ToolkitError as error:
@@ -64,6 +73,8 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
                 raise Exit(code=1) from None
             except OSError as error:
                 raise Exit(f"error: {error.filename or 'system'}: {error.strerror or error}", code=1) from error
+            except Terminated:
+                raise Exit("terminated", code=TERMINATED) from None
             except KeyboardInterrupt:
                 raise Exit("interrupted", code=INTERRUPTED) from None
             if result is False:
@@ -81,11 +92,16 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
 
 
 def status(error: ToolkitError) -> int:
-    """Return the exit status that `error` ends a task with: that of Ctrl-C, if it came of that."""
+    """Return the exit status that `error` ends a task with: that of Ctrl-C or SIGTERM, if it came of that."""
     link: BaseException | None = error
     while link is not None and not isinstance(link, KeyboardInterrupt):
         link = link.__cause__ or link.__context__
-    return 1 if link is None else INTERRUPTED
+    return 1 if link is None else TERMINATED if isinstance(link, Terminated) else INTERRUPTED
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise Terminated
 
 
 def check_variables() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
+import signal
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,6 +107,15 @@ def reason(error: GitCommandError) -> str:
     if "Timeout" in text:
         line = "no answer in time"
     return re.sub(r"^(fatal|error|ERROR): ", "", line)
+
+
+def end(process: int) -> None:
+    """End a git and what it has started: the helper that is on the network holds its output open, and us with it."""
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+            end(int(child))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGTERM)
 
 
 def git_in(path: Path) -> str:

@@ -27,7 +27,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
 from scripts.machine.files import short
-from scripts.machine.git import git_in, is_ancestor, local, network_environment, reason
+from scripts.machine.git import end, git_in, is_ancestor, local, network_environment, reason
 from scripts.machine.terminal import listing
 from scripts.pins.settings import FILE, Settings, Source
 
@@ -38,6 +38,8 @@ COMMITTER_EMAIL = "toolkit@freeswitch-tp-error.invalid"
 PROGRESS = re.compile(r"(?:remote: )?(?P<phase>[A-Z][A-Za-z ]+): +\d+% \((?P<done>\d+)/(?P<total>\d+)\)")
 # What the system says if it is the disk that fails, and not the network.
 DISK = re.compile(r"No space left on device|Disk quota exceeded|Read-only file system|unable to write file.*")
+# Files in .git that a git makes that is at work, and one that is killed leaves.
+LOCKS = ("index.lock", "config.lock", "HEAD.lock", "shallow.lock")
 # Files in .git that tell of an operation of git that waits for its user.
 OPERATIONS = {
     "CHERRY_PICK_HEAD": "cherry-pick",
@@ -173,7 +175,13 @@ def changes(source: Source) -> tuple[str, ...]:
 
 
 def check_idle(source: Source) -> None:
-    """Raise ToolkitError if an operation of git in the tree of `source` waits for its user."""
+    """Raise ToolkitError if an operation of git in the tree of `source` waits for its user, or has not ended."""
+    for name in LOCKS:
+        if (lock := source.path / ".git" / name).exists():
+            raise ToolkitError(
+                f"{source.name}: git is at work in {short(source.path)}, or was killed there: wait for it, or remove "
+                f"{short(lock)}"
+            )
     for name, operation in OPERATIONS.items():
         if (source.path / ".git" / name).exists():
             if operation == "am" and "applying" in _config(source):
@@ -280,9 +288,10 @@ def _is_current(source: Source) -> bool:
 
 def _clone(source: Source, console: Console) -> Cloned:
     start = time.monotonic()
-    partial, old = (source.path.with_name(f".{source.name}.{suffix}") for suffix in ("partial", "old"))
+    # Of its own: the git of a run that was killed may go on for a while.
+    partial, old = (source.path.with_name(f".{source.name}.{os.getpid()}.{suffix}") for suffix in ("partial", "old"))
     source.path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in (partial, old):
+    for leftover in source.path.parent.glob(f".{source.name}.*"):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         _fill(source, partial, console)
@@ -391,7 +400,11 @@ def _remote(path: Path, report: Callable[[str], None], command: str, *arguments:
             as_process=True,
             universal_newlines=True,
         )
-        handle_process_output(process, None, handle, finish, decode_streams=False)
+        try:
+            handle_process_output(process, None, handle, finish, decode_streams=False)
+        except BaseException:
+            end(process.pid)
+            raise
     except GitCommandError as error:
         if why := DISK.search(str(error.stderr)):
             raise ToolkitError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -180,8 +181,11 @@ def test_error_that_ctrl_c_led_to_has_its_status(context: type[BaseException] | 
     assert str(end.value.message) == f"error: {'broken off; report' if context else 'failed'}"
 
 
-def test_ctrl_c(project: Path, tmp_path: Path) -> None:
-    """A git server that accepts connections and never answers holds the clone up."""
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGINT, "interrupted\n"), (signal.SIGTERM, "terminated\n"), (signal.SIGKILL, "")]
+)
+def test_clone_that_is_ended(project: Path, tmp_path: Path, number: signal.Signals, words: str) -> None:
+    """A git server that accepts connections and never answers holds the clone up. Afterwards the next one works."""
     fake = tmp_path / "bin/git-remote-slow"
     fake.parent.mkdir()
     fake.write_text("#!/bin/sh\nexec sleep 60\n")
@@ -197,13 +201,23 @@ def test_ctrl_c(project: Path, tmp_path: Path) -> None:
     )
     trees = project / "build/sources"
     deadline = time.monotonic() + 20
-    while not (trees / ".sofia-sip.partial/.git/info/sparse-checkout").exists() and time.monotonic() < deadline:
+    while not [*trees.glob(".sofia-sip.*/.git/info/sparse-checkout")] and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert errors == "interrupted\n"
+    # Ctrl-C of a terminal goes to git, too; others to the one process.
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    process.wait(timeout=20)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -number)
+    if number != signal.SIGKILL:
+        assert process.communicate(timeout=20)[1] == words
+        assert list(trees.iterdir()) == []
+    again = run(project, "clone", "--set", f"sources.sofia_sip.url=file://{tmp_path}/none")
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=20)
+    # It gets as far as its own source, whatever the one that was killed left.
+    assert (again.returncode, len(again.stderr.splitlines())) == (1, 1)
+    assert f"{tmp_path}/none" in again.stderr
     assert list(trees.iterdir()) == []
 
 

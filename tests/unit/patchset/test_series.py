@@ -431,6 +431,18 @@ def test_number_that_is_missing_or_taken(prepared: Settings, name: str, line: st
         series.check(prepared)
 
 
+@pytest.mark.parametrize("lock", ["index.lock", "config.lock"])
+def test_lock_of_a_git_that_was_killed_is_told_before_anything_changes(prepared: Settings, lock: str) -> None:
+    series.apply(prepared)
+    heads = [git(source.path, "rev-parse", "HEAD") for source in prepared.sources]
+    # The second one: the first must not be taken back before it is seen.
+    (prepared.sources[1].path / ".git" / lock).touch()
+    for action in (series.revert, series.apply):
+        with pytest.raises(ToolkitError, match=rf"^two: git is at work in .*, or was killed there: .*{lock}$"):
+            action(prepared)
+    assert [git(source.path, "rev-parse", "HEAD") for source in prepared.sources] == heads
+
+
 @pytest.mark.parametrize("header", ["Date: nonsense", "From: <>", "From: "])
 def test_author_that_git_would_not_take_fails_the_check(prepared: Settings, header: str) -> None:
     path = next((prepared.patches / "one").glob("0001-*.patch"))

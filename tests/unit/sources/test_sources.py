@@ -160,7 +160,7 @@ def test_remedy_can_be_pasted(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_leftover_of_an_interrupted_clone_is_removed(settings: Settings) -> None:
-    leftover = settings.sources[0].path.with_name(".one.partial")
+    leftover = settings.sources[0].path.with_name(".one.12345.partial")
     (leftover / ".git").mkdir(parents=True)
     (leftover / ".git/HEAD").write_text("half done")
     trees.clone(settings)
