@@ -287,7 +287,7 @@ async def run(
     result: Result, numbers: range, protocols: tuple[str, ...], abreast: int, limit: float, save: Path
 ) -> None:
     """Throw the inputs `numbers`, `abreast` at a time, and put into `result` what came of it."""
-    probe = await Probe.start(result.tool, *(["-k"] if result.seed % 2 else []), log=Path("/tmp/fuzz.log"))
+    probe = await Probe.start(result.tool, *(["-k"] if result.seed % 2 else []))
     start = time.monotonic()
     queue = iter(numbers)
     thrown: dict[int, Thrown] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -35,6 +36,7 @@ ENVIRONMENT = {
     "ASAN_OPTIONS": "exitcode=99:detect_leaks=1:detect_stack_use_after_return=1:abort_on_error=0",
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=0",
 }
+LOGS = itertools.count()
 # What nua tells its application, and what nta tells nua about each connection.
 REPORT, END = "nua_i_tp_error_report", "ended"
 # Upstream's own, without consequences: the macro tests a bit of the mask for characters that it does not hold.
@@ -70,9 +72,10 @@ class Probe:
     reader: asyncio.Task[None] = field(init=False)
 
     @classmethod
-    async def start(cls, tool: str, *arguments: str, level: int = 1, log: Path = Path("/tmp/probe.log")) -> Probe:
+    async def start(cls, tool: str, *arguments: str, level: int = 1) -> Probe:
         """Start the probe on ports that the kernel chooses."""
         debug = {f"{module}_DEBUG": str(level) for module in ("TPORT", "NTA", "NUA", "SU")}
+        log = Path(f"/tmp/probe-{next(LOGS)}.log")
         command = [*COMMANDS[tool], "-c", CERTIFICATES, *arguments, *(f"{name}=0" for name in PROTOCOLS)]
         with log.open("wb") as stderr:
             process = await asyncio.create_subprocess_exec(
