@@ -58,8 +58,7 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
     def decorate(function: Callable[P, object]) -> Callable[..., Any]:
         @functools.wraps(function)
         def body(*args: P.args, **kwargs: P.kwargs) -> None:
-            if shutil.which("git") is None:
-                raise Exit("error: git is missing: install it (`apt-get install git`)", code=1)
+            _check_git()
             terminal.configure(quiet=bool(kwargs.pop("quiet", False)))
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, _terminate)
@@ -102,6 +101,16 @@ def status(error: ToolkitError) -> int:
 def _terminate(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)
     raise Terminated
+
+
+def _check_git() -> None:
+    if shutil.which("git") is None:
+        raise Exit("error: git is missing: install it (`apt-get install git`)", code=1)
+    # GitPython calls it when it is imported.
+    done = subprocess.run(["git", "version"], capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        told = " ".join(done.stderr.split()).removeprefix("fatal: ")
+        raise Exit(f"error: git doesn't start ({told}): correct that, `git version` must answer", code=1)
 
 
 def check_variables() -> None:

@@ -18,6 +18,12 @@ from git.exc import GitCommandError
 from scripts.errors import ToolkitError
 from scripts.machine.files import short
 
+# Whatever the user has configured: no hook runs, and files are as they were committed.
+GIT = (
+    "git", "-c", f"core.hooksPath={os.devnull}", "-c", f"core.attributesFile={os.devnull}", "-c", "core.autocrlf=false",
+    "-c", "core.safecrlf=false", "-c", "core.fsmonitor=false",
+)  # fmt: skip
+
 
 def local(
     path: Path, *arguments: str, index: Path | None = None, env: dict[str, str] | None = None, errors: bool = False
@@ -49,15 +55,12 @@ def online(path: Path, *arguments: str, index: Path | None = None, env: dict[str
 
     It can fetch objects that the tree lacks. Raises ToolkitError on failure.
     """
-    environment = {**network_environment(path), **(env or {})}
-    if index:
-        environment["GIT_INDEX_FILE"] = str(index)
-    return _git(path, arguments, environment)[0]
+    return _git(path, arguments, {**network_environment(path, index), **(env or {})})[0]
 
 
 def _git(path: Path, arguments: Sequence[str], environment: dict[str, str]) -> tuple[str, str]:
-    """Run git without hooks; return what it writes to stdout and to stderr."""
-    command = ["git", "-c", f"core.hooksPath={os.devnull}", *arguments]
+    """Return what git writes to stdout and to stderr."""
+    command = [*GIT, *arguments]
     try:
         _, output, told = Git(path).execute(
             command, env=environment, strip_newline_in_stdout=False, with_extended_output=True
@@ -124,23 +127,32 @@ def git_in(path: Path) -> str:
 
 
 def environment(path: Path, index: Path | None = None) -> dict[str, str]:
+    """Return the variables for a git in the tree `path`, or with its `index`: nothing is the user's."""
+    return {
+        **network_environment(path, index),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        # What `git -c` and others hand on to the gits below them.
+        "GIT_CONFIG_COUNT": "0",
+        "GIT_CONFIG_PARAMETERS": "",
+        "GIT_NO_LAZY_FETCH": "1",
+    }
+
+
+def network_environment(path: Path, index: Path | None = None) -> dict[str, str]:
+    """Like `environment`, with the user's configuration (proxy, insteadOf, credentials)."""
     # The explicit directories keep git from a repository further up, and from
     # the GIT_... variables of a hook that runs the toolkit.
     return {
         "GIT_DIR": str(path / ".git"),
         "GIT_WORK_TREE": str(path),
         "GIT_INDEX_FILE": str(index or path / ".git/index"),
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_OBJECT_DIRECTORY": str(path / ".git/objects"),
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": "",
+        "GIT_NAMESPACE": "",
+        "GIT_ATTR_NOSYSTEM": "1",
         "GIT_TERMINAL_PROMPT": "0",
     }
-
-
-def network_environment(path: Path) -> dict[str, str]:
-    """Like `environment`, with the user's configuration (proxy, insteadOf, credentials)."""
-    keep = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_TERMINAL_PROMPT")
-    return {name: value for name, value in environment(path).items() if name in keep}
 
 
 def is_ancestor(path: Path, commit: str) -> bool:

@@ -27,7 +27,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
 from scripts.machine.files import short
-from scripts.machine.git import end, git_in, is_ancestor, local, network_environment, reason
+from scripts.machine.git import GIT, end, git_in, is_ancestor, local, network_environment, reason
 from scripts.machine.terminal import listing
 from scripts.pins.settings import FILE, Settings, Source
 
@@ -395,7 +395,7 @@ def _remote(path: Path, report: Callable[[str], None], command: str, *arguments:
 
     try:
         process = Git(path).execute(
-            ["git", command, "--progress", *arguments],
+            [*GIT, command, "--progress", *arguments],
             env=network_environment(path),
             as_process=True,
             universal_newlines=True,

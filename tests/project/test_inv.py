@@ -160,6 +160,13 @@ def test_without_git(project: Path, tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (1, "error: git is missing: install it (`apt-get install git`)\n")
 
 
+def test_git_that_does_not_start(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "gitconfig").write_text("[broken\n")
+    result = run(made(project), "clone", GIT_CONFIG_GLOBAL=str(tmp_path / "gitconfig"))
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+    assert f"bad config line 1 in file {tmp_path}/gitconfig" in result.stderr
+
+
 @pytest.mark.parametrize("context", [None, KeyboardInterrupt, ValueError])
 def test_error_that_ctrl_c_led_to_has_its_status(context: type[BaseException] | None) -> None:
     @command()

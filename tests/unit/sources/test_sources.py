@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tarfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from rich.console import Console
 
 from scripts.errors import ToolkitError
+from scripts.patchset import series
 from scripts.pins.settings import Settings
 from scripts.sources import trees
 from scripts.sources.export import export
@@ -157,6 +159,48 @@ def test_remedy_can_be_pasted(settings: Settings, tmp_path: Path) -> None:
         trees.check_idle(spaced.sources[0])
     (command,) = re.findall(r"`(git -C [^`]*) --abort`", str(error.value))
     assert shlex.split(command) == ["git", "-C", str(path), "merge"]
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"GIT_OBJECT_DIRECTORY": "/nowhere"},
+        {"GIT_ALTERNATE_OBJECT_DIRECTORIES": "/nowhere"},
+        {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.autocrlf", "GIT_CONFIG_VALUE_0": "true"},
+        {"GIT_CONFIG_PARAMETERS": "'core.autocrlf'='true'"},
+        {"GIT_NAMESPACE": "other"},
+        {"core.autocrlf": "true"},
+        {"core.hooksPath": "HOOKS"},
+        {"core.attributesFile": "ATTRIBUTES"},
+        {"apply.whitespace": "error"},
+        {"am.threeWay": "true"},
+        {"commit.gpgSign": "true"},
+    ],
+    ids=lambda hostile: next(iter(hostile)),
+)
+def test_git_of_the_user_changes_nothing(
+    settings: Settings, add_patch: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    hostile: dict[str, str],
+) -> None:  # fmt: skip
+    add_patch("one", "First", {"src/main.c": [3], "new.c": []})
+    hook, attributes = tmp_path / "hooks/post-checkout", tmp_path / "attributes"
+    hook.parent.mkdir()
+    hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\nexit 1\n")
+    hook.chmod(0o755)
+    attributes.write_text("* text eol=crlf\n")
+    for name, value in hostile.items():
+        if name.isupper() or name.startswith("GIT_"):
+            monkeypatch.setenv(name, value)
+        else:
+            value = {"HOOKS": str(hook.parent), "ATTRIBUTES": str(attributes)}.get(value, value)
+            subprocess.run(["git", "config", "--global", name, value], check=True)
+    trees.clone(settings)
+    series.apply(settings)
+    assert not any(trees.changes(source) for source in settings.sources)
+    assert b"\r" not in (settings.sources[0].path / "src/main.c").read_bytes()
+    series.revert(settings)
+    assert not (tmp_path / "called").exists()
+    assert trees.clone(settings)[0].fresh is False
 
 
 def test_leftover_of_an_interrupted_clone_is_removed(settings: Settings) -> None:
