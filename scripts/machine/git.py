@@ -25,6 +25,14 @@ GIT = (
 )  # fmt: skip
 
 
+class GitError(ToolkitError):
+    """A git that failed: `what` it was, and its own `reason`."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{what}: {reason}")
+        self.reason = reason
+
+
 def local(
     path: Path, *arguments: str, index: Path | None = None, env: dict[str, str] | None = None, errors: bool = False
 ) -> str:
@@ -66,7 +74,7 @@ def _git(path: Path, arguments: Sequence[str], environment: dict[str, str]) -> t
             command, env=environment, strip_newline_in_stdout=False, with_extended_output=True
         )
     except GitCommandError as error:
-        raise ToolkitError(f"{short(path)}: git {arguments[0]} failed: {reason(error)}") from error
+        raise GitError(f"{short(path)}: git {arguments[0]} failed", reason(error)) from error
     return str(output), str(told)
 
 
@@ -92,7 +100,7 @@ def in_mail(mail: Path) -> Mail:
         with mail.open("rb") as file:
             told = str(Git(mail.parent).execute(command, istream=file, env=environment(mail.parent)))
     except GitCommandError as error:
-        raise ToolkitError(f"git mailinfo failed: {reason(error)}") from error
+        raise GitError("git mailinfo failed", reason(error)) from error
     headers = dict(line.split(": ", 1) for line in told.splitlines() if ": " in line)
     names = ("Author", "Email", "Date", "Subject")
     author, address, date, subject = (headers.get(name, "") for name in names)

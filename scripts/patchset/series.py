@@ -27,7 +27,7 @@ from unidiff.patch import Line, PatchSet
 from scripts.errors import ToolkitError
 from scripts.machine import git
 from scripts.machine.files import short
-from scripts.machine.git import in_mail, local
+from scripts.machine.git import GitError, in_mail, local
 from scripts.machine.terminal import listing
 from scripts.patchset import template
 from scripts.pins.releases import IN_TREE_VERSION, Version
@@ -343,8 +343,9 @@ def _check_author(source: Source, patch: Patch, mail: Path) -> None:
         }
         local(source.path, "var", "GIT_AUTHOR_IDENT", env=author)
     except ToolkitError as error:
+        why = error.reason if isinstance(error, GitError) else str(error)
         raise ToolkitError(
-            f"{short(patch.path)}: git can't commit it ({str(error).rpartition('failed: ')[2]}): correct its "
+            f"{short(patch.path)}: git can't commit it ({why}): correct its "
             "'From:' and 'Date:', or make it anew with `git format-patch`"
         ) from error
 

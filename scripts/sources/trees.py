@@ -27,7 +27,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
 from scripts.machine.files import short
-from scripts.machine.git import GIT, end, git_in, is_ancestor, local, network_environment, reason
+from scripts.machine.git import GIT, GitError, end, git_in, is_ancestor, local, network_environment, reason
 from scripts.machine.terminal import listing
 from scripts.pins.settings import FILE, Settings, Source
 
@@ -131,10 +131,20 @@ def inspect(source: Source, every_ref: bool = False) -> Tree | None:
     """Return the state of the tree of `source`, None if there is none.
 
     `every_ref` also looks for commits on branches and in the stash. Raises
-    ToolkitError if the directory is not a tree that `clone` made.
+    ToolkitError if the directory is not a tree that `clone` made, or if git
+    can't read it any more.
     """
+    if source.path.is_symlink() and not source.path.exists():
+        raise ToolkitError(f"{short(source.path)} is a link to nothing: remove it, then run `inv clone`")
     if not source.path.exists():
         return None
+    try:
+        return _state(source, every_ref)
+    except GitError as error:
+        raise _damaged(source, error) from error
+
+
+def _state(source: Source, every_ref: bool) -> Tree:
     config = _config(source)
     pin = config.get("commit", "")
     if not pin:
@@ -148,6 +158,13 @@ def inspect(source: Source, every_ref: bool = False) -> Tree | None:
     if head != pin and not is_ancestor(source.path, pin):
         foreign.append(f"{head[:12]} does not stand on the pin {pin[:12]}")
     return Tree(head, pin, tuple(foreign), config)
+
+
+def _damaged(source: Source, error: GitError) -> ToolkitError:
+    return ToolkitError(
+        f"{source.name}: git can't read {short(source.path)} ({error.reason}): save what is yours there, remove it, "
+        "then run `inv clone`"
+    )
 
 
 def require_series(settings: Settings) -> None:
@@ -170,7 +187,10 @@ def require(source: Source) -> Tree:
 
 def changes(source: Source) -> tuple[str, ...]:
     """Return the paths of the uncommitted changes in the tree of `source`, sorted."""
-    output = local(source.path, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
+    try:
+        output = local(source.path, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
+    except GitError as error:
+        raise _damaged(source, error) from error
     return tuple(sorted(entry[3:] for entry in output.split("\0") if entry))
 
 

@@ -203,6 +203,34 @@ def test_git_of_the_user_changes_nothing(
     assert trees.clone(settings)[0].fresh is False
 
 
+@pytest.mark.parametrize("damage", ["HEAD", "objects", "index", "config", "refs"])
+def test_tree_that_git_cannot_read_has_a_remedy(settings: Settings, damage: str) -> None:
+    trees.clone(settings)
+    path = settings.sources[0].path
+    spoiled = path / ".git" / damage
+    if spoiled.is_dir():
+        shutil.rmtree(spoiled)
+    else:
+        spoiled.write_text("[rubbish\n")
+    with pytest.raises(ToolkitError) as caught:
+        series.apply(settings)
+    assert re.fullmatch(
+        rf"one: git can't read {path} \(.+\): save what is yours there, remove it, then run `inv clone`",
+        str(caught.value),
+    )
+    shutil.rmtree(path)
+    assert [result.fresh for result in trees.clone(settings)] == [True, False]
+
+
+def test_link_to_nothing_is_said_before_anything_is_fetched(settings: Settings, tmp_path: Path) -> None:
+    path = settings.sources[0].path
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ToolkitError, match="one is a link to nothing: remove it, then run `inv clone`"):
+        trees.clone(settings)
+    assert [item.name for item in path.parent.iterdir()] == ["one"]
+
+
 def test_leftover_of_an_interrupted_clone_is_removed(settings: Settings) -> None:
     leftover = settings.sources[0].path.with_name(".one.12345.partial")
     (leftover / ".git").mkdir(parents=True)
