@@ -161,7 +161,16 @@ def test_profile_with_the_database_of_another_flushes_its_own(lab: Lab, transpor
     assert listed(lab, "hurried", user) == 1
     api(f"sofia profile hurried flush_inbound_reg {user}@{DOMAIN}")
     assert soon(lambda: listed(lab, "hurried", user) == 0)
-    lost.register(user, lab.password, DOMAIN)
+
+    def back() -> bool:
+        try:
+            lost.register(user, lab.password, DOMAIN)
+        except AssertionError:
+            return False
+        return True
+
+    # Flushing all drops the challenges of every profile on this database, when its queue gets there; stock does, too.
+    assert soon(back)
     lost.close()
     assert soon(lambda: len(lab.reports(user)) == 1)
     assert parse(lab.reports(user)[0]).registrations_left == 0

@@ -21,12 +21,12 @@ from tests.unit.report.test_write import RUN
 
 JUNIT = """<?xml version="1.0" encoding="utf-8"?>
 <testsuites><testsuite name="pytest" tests="4">
-<testcase classname="tests.scenarios.test_matrix" name="test_case[killed &lt;x&gt;]" time="1.5">
+<testcase classname="tests.test_matrix" name="test_case[killed &lt;x&gt;]" time="1.5">
 <failure message="assert not ['no | report']&#10;more">long text</failure></testcase>
-<testcase classname="tests.scenarios.test_matrix" name="test_case[reset]" time="0.5"/>
-<testcase classname="tests.unit.image.test_base" name="test_a" time="0.0">
+<testcase classname="tests.test_matrix" name="test_case[reset]" time="0.5"/>
+<testcase classname="tests.test_base" name="test_a" time="0.0">
 <skipped message="no Docker" type="pytest.skip"/></testcase>
-<testcase classname="tests.unit.image.test_base" name="test_b" time="0.0"><error message="ERROR at setup"/></testcase>
+<testcase classname="tests.test_base" name="test_b" time="0.0"><error message="ERROR at setup"/></testcase>
 </testsuite></testsuites>
 """
 GOOD = Trial("freeswitch", "v1.11.1", ("sofia-sip",), 37, True, 3)
