@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from scripts.errors import ToolkitError
@@ -40,27 +41,32 @@ def check(
         for upstream, below in (*source.carried, (source.name, "")):
             for name in sorted(texts.get(upstream, {})):
                 commit = commits.get((upstream, name), "")
-                try:
+                with _told(f"{_name(source, commit, name)} can't be a patch", written, settings):
                     if not series.NAME.fullmatch(name):
                         raise ToolkitError("it has no subject that names a file: give it one (`git commit --amend`)")
                     patch = series.render_file(written, written.patches / upstream / name, upstream, below)
                     if patch:
-                        _check_head(source, patch, commit, Path(directory) / "mail")
-                        _apply(source, Path(directory) / "mail", index)
-                except ToolkitError as error:
-                    told = str(error).replace(str(written.patches), short(settings.patches))
-                    raise ToolkitError(f"{_name(source, commit, name)} can't be a patch: {told}") from error
-            try:
+                        mail = Path(directory) / "mail"
+                        _check_head(source, patch, commit, mail)
+                        local(source.path, "apply", "--cached", "--whitespace=nowarn", str(mail), index=index)
+            with _told(f"{source.name}: the series can't be written", written, settings):
                 series.files(written, upstream)
-            except ToolkitError as error:
-                told = str(error).replace(str(written.patches), short(settings.patches))
-                raise ToolkitError(f"{source.name}: the series can't be written: {told}") from error
         tree = local(source.path, "write-tree", "--missing-ok", index=index).strip()
     if tree != local(source.path, "rev-parse", "HEAD^{tree}").strip():
         raise ToolkitError(
             f"{source.name}: the patches would not make the files of HEAD in {short(source.path)} again: a variable or "
             "a condition of a template is in the way"
         )
+
+
+@contextmanager
+def _told(what: str, written: Settings, settings: Settings) -> Iterator[None]:
+    """Put `what` before an error, and the patches of `settings` in the place of the `written` ones."""
+    try:
+        yield
+    except ToolkitError as error:
+        told = str(error).replace(str(written.patches), short(settings.patches))
+        raise ToolkitError(f"{what}: {told}") from error
 
 
 def _check_head(source: Source, patch: Patch, commit: str, mail: Path) -> None:
@@ -88,10 +94,6 @@ def _words(message: str) -> str:
     """Return `message` as git writes it into a mail: its first paragraph on one line, and no space at line ends."""
     first, _, rest = message.strip().partition("\n\n")
     return "\n\n".join([" ".join(first.split()), re.sub(r"[ \t]+$", "", rest.strip(), flags=re.MULTILINE)]).strip()
-
-
-def _apply(source: Source, mail: Path, index: Path) -> None:
-    local(source.path, "apply", "--cached", "--whitespace=nowarn", str(mail), index=index)
 
 
 def _name(source: Source, commit: str, file: str) -> str:

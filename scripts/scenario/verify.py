@@ -78,7 +78,6 @@ def verify(settings: Settings) -> None:
     Shows the results and writes them to the report directory. Raises
     ToolkitError if any case didn't pass or couldn't be run.
     """
-
     write.prepare(settings.report_directory)
     build.build(settings)
     run(settings)
