@@ -14,7 +14,6 @@ from rich.console import Console
 
 from scripts.errors import ToolkitError
 from scripts.image import build, cache
-from scripts.machine import engine
 from scripts.machine import registry as registry_module
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings
@@ -34,12 +33,6 @@ class Lines(Console):
     def text(self) -> str:
         assert isinstance(self.file, io.StringIO)
         return self.file.getvalue()
-
-
-@pytest.fixture
-def client() -> Iterator[docker.DockerClient]:
-    with engine.connect(registry_module.TIMEOUT) as connection:
-        yield connection
 
 
 @pytest.fixture

@@ -34,12 +34,6 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def client() -> Iterator[docker.DockerClient]:
-    with engine.connect(registry_module.TIMEOUT) as connection:
-        yield connection
-
-
-@pytest.fixture
 def verified(settings: Settings, client: docker.DockerClient, registries: Settings) -> Iterator[Settings]:
     """Return settings of a name of their own, with a small image that passes for the verified one."""
     name = f"freeswitch-tp-error-test-{uuid.uuid4().hex[:8]}"

@@ -21,12 +21,6 @@ KNOCK = "exec 3<>/dev/tcp/127.0.0.1/5060"
 
 
 @pytest.fixture
-def client() -> Iterator[docker.DockerClient]:
-    with engine.connect() as connection:
-        yield connection
-
-
-@pytest.fixture
 def target(built: Settings, client: docker.DockerClient) -> Iterator[Container]:
     container = client.containers.run(
         f"{built.image}:sipp",

@@ -22,7 +22,6 @@ from rich.console import Console
 
 from scripts.errors import ToolkitError
 from scripts.freeswitch.capture import Sniffer
-from scripts.machine import engine
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings
 from scripts.report import ladder
@@ -39,12 +38,6 @@ KILLED, LEFT = CASES
 @pytest.fixture
 def lab(built: Settings, tmp_path: Path) -> Settings:
     return dataclasses.replace(built, report_directory=tmp_path / "report", event_timeout=3)
-
-
-@pytest.fixture
-def client() -> Iterator[docker.DockerClient]:
-    with engine.connect() as connection:
-        yield connection
 
 
 def quiet() -> Console:
