@@ -20,9 +20,6 @@ from scripts.freeswitch.events import as_json
 from scripts.report.page import render
 from scripts.scenario.outcome import Result, Run, Verdict
 
-# What the verification writes; programs read it.
-XML_FILE = "verify.xml"
-JSON_FILE = "verify.json"
 # What XML 1.0 can't hold, not even escaped.
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 STYLES = {

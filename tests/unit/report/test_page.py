@@ -24,7 +24,6 @@ VOID = {"meta", "link", "br", "hr", "img", "input"}
 # What makes a browser fetch something, and what makes it run something.
 FETCHING = {"src", "srcset", "href", "xlink:href", "action", "data", "poster", "background", "formaction", "manifest"}
 ACTIVE = {"script", "iframe", "object", "embed", "link", "img", "base", "form", "foreignobject", "animate", "set"}
-CAPTURE = "data:application/vnd.tcpdump.pcap;base64,"
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>]]></style></title></svg>"
 
 
