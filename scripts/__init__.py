@@ -3,7 +3,7 @@
 Data flows one way, from the top to the bottom. Each room knows only those
 above it; what is in a wing, its own map tells.
 
-`errors`: the one exception that the user sees
+`errors`: the exceptions that the user sees
 `machine`: what every step stands on: Docker, registries, files, the terminal
 `pins`: what is built: settings, releases
 `templates`: the files below templates/, filled in
@@ -13,6 +13,7 @@ above it; what is in a wing, its own map tells.
 `freeswitch`: a running FreeSWITCH, from outside: events, packets
 `scenario`: clients that are really killed, and what must come of it
 `report`: what came, for people and programs
+`verify`: from the images to the report: `inv verify`
 `publish`: what leaves this machine
 `bench`: the benchmark
 `upkeep`: doctor, clean, lint

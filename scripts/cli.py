@@ -20,7 +20,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from scripts.errors import ToolkitError
+from scripts.errors import Terminated, ToolkitError
 from scripts.machine import terminal
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings, check_environment, load
@@ -40,10 +40,6 @@ RELEASES = {
     "freeswitch": "FreeSWITCH release to use in place of the pinned one (v1.10.7, say).",
     "sofia_sip": "sofia-sip release to use (default: the newest that fits).",
 }
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: what Ctrl-C cleans up is cleaned up then, too."""
 
 
 def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., Any]]:

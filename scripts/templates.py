@@ -12,14 +12,14 @@ from scripts.machine.files import ROOT
 TEMPLATES = ROOT / "templates"
 
 
-def environment(directory: Path = TEMPLATES, markup: bool = False) -> Environment:
-    """Return the Jinja2 environment of the templates in `directory`.
+def environment(*directories: Path, markup: bool = False) -> Environment:
+    """Return the Jinja2 environment of the templates in the first of `directories` (default: templates/) that has it.
 
     With `markup` values are escaped for XML and HTML. A variable that is not
     given raises jinja2.UndefinedError when the template is rendered.
     """
     return Environment(
-        loader=FileSystemLoader(directory),
+        loader=FileSystemLoader(directories or (TEMPLATES,)),
         undefined=StrictUndefined,
         autoescape=markup,
         trim_blocks=True,

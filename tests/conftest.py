@@ -24,11 +24,12 @@ from scripts.image import base, build
 from scripts.machine import engine
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings, Source, load
+from scripts.scenario import lab as lab_module
+from scripts.scenario.lab import Lab
 from scripts.sources import trees as sources_module
-from tests import lab as lab_module
 from tests import races
 from tests import registries as registries_module
-from tests.lab import CPUS, Lab
+from tests.deaths import CPUS, DEATHS
 from tests.record import Plugin
 
 AUTHOR = {
@@ -201,7 +202,7 @@ def labs(built: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         @functools.cache
         def lab(cpus: int) -> Lab:
             directory = tmp_path_factory.mktemp("lab")
-            return stack.enter_context(lab_module.start(built, directory, spare=True, heap=True, cpus=cpus))
+            return stack.enter_context(lab_module.start(built, DEATHS, directory, spare=True, heap=True, cpus=cpus))
 
         yield lab
 

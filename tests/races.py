@@ -37,10 +37,12 @@ from docker.models.containers import Container
 
 from scripts.bench.stream import Esl, frame, parse_headers
 from scripts.freeswitch.events import REGISTER, UNREGISTER
+from scripts.freeswitch.recorder import ESL_PORT
+from scripts.freeswitch.sip import CONTEXT
 from scripts.pins.settings import Settings
-from tests import lab as lab_module
-from tests.lab import DOMAIN, ESL_PORT, Lab
-from tests.sip import CONTEXT
+from scripts.scenario import lab as lab_module
+from scripts.scenario.lab import DOMAIN, Lab
+from tests.deaths import DEATHS
 
 TRUNK = "sofia::tp_error_trunk"
 TRANSPORTS = ("tcp", "tls", "ws", "wss")
@@ -1424,7 +1426,9 @@ class Runs:
         parameters = {**PARAMETERS, "accept-blind-reg": str(blind).lower(), **(STOCK if stock else {})}
         with (
             tempfile.TemporaryDirectory() as directory,
-            lab_module.start(self.settings, Path(directory), self.variant, parameters=parameters, cpus=cpus) as lab,
+            lab_module.start(
+                self.settings, DEATHS, Path(directory), self.variant, parameters=parameters, cpus=cpus
+            ) as lab,
         ):
             # It would read all events a second time.
             lab.freeswitch.recorder.stop()

@@ -8,6 +8,7 @@
 `stream`: the process that stamps the events
 `offenders`: clients that could hold up others
 `crowd`: the processes of many of them, and of the others
+`soak`: connect, register, die, many thousand times: `inv soak`
 `figures`: statistics and targets
 `plot`: what is left for the reader
 """

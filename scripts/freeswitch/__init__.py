@@ -1,6 +1,9 @@
 """A running FreeSWITCH, from outside.
 
+`container`: its container, and what it answers
+`recorder`: its events, all that came
 `events`: its events, over the event socket, and `inv watch`
+`sip`: a SIP client that owns its socket
 `subscriber`: `inv watch` for a container
 `capture`: what goes over the wire next to a container
 `packets`: the segments and messages in it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -63,6 +64,18 @@ def labels(settings: Settings, patched: bool) -> dict[str, str]:
         REVISION: _revision() if patched else "",
     }
     return {name: value for name, value in every.items() if value}
+
+
+def upstreams(settings: Settings, labels: Mapping[str, str]) -> dict[str, str]:
+    """Return what an image with `labels` was made of: the upstreams and the patch series."""
+    found = {}
+    for source in settings.sources:
+        if commit := labels.get(f"{LABEL}.{source.name}", ""):
+            named = trees.version(source) if commit == source.commit and source.tag else ""
+            found[source.name] = f"{named} ({commit})" if named else commit
+    if series_hash := labels.get(SERIES, ""):
+        found["patch series"] = series_hash
+    return found
 
 
 def _base_digest(name: str) -> str:

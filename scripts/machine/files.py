@@ -25,6 +25,25 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def keep(path: Path, content: bytes) -> str:
+    """Write `content` to `path`, a file that somebody is told of; return the path as it is to be shown.
+
+    Raises ToolkitError if that is not possible.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise ToolkitError(f"can't write {path}: {error.strerror}") from None
+    return short(path)
+
+
+def first_line(output: bytes) -> str:
+    """Return the first line of `output` that has something on it, 200 characters at most."""
+    lines = (" ".join(line.split()) for line in output.decode(errors="replace").splitlines())
+    return next((line for line in lines if line), "")[:200]
+
+
 def read_yaml(path: Path) -> Any:
     """Return what the YAML file `path` holds.
 

@@ -34,7 +34,7 @@ from scripts.machine.terminal import listing
 from scripts.patchset import series
 from scripts.pins.settings import Settings, repository
 from scripts.publish import attestation
-from scripts.scenario.cases import PATCHED
+from scripts.scenario.table import PATCHED
 
 VERIFY_FILE = "verify.json"
 PUSH_FILE = "push.json"

@@ -32,17 +32,17 @@ from docker.types import IPAMConfig, IPAMPool, Ulimit
 from scripts.bench.offenders import Raw
 from scripts.errors import ToolkitError
 from scripts.freeswitch.events import Subscriber
+from scripts.freeswitch.sip import Client, digest
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings
-from scripts.scenario.cases import DOMAIN
-from scripts.scenario.verify import DIRECTORY
+from scripts.scenario import lab as lab_module
+from scripts.scenario.lab import DOMAIN
 from scripts.templates import render
 from tests import aside
-from tests import lab as lab_module
-from tests.sip import Client, digest
 
 ECHO = "9196"
+DIRECTORY = "/etc/freeswitch/directory"
 ESL_PORT = 8021
 STATUS_OF_CONFIGURATION_ERROR = 78
 # How many tests run at once.

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
@@ -20,19 +20,30 @@ import pytest
 from docker.models.containers import Container
 from rich.console import Console
 
+from scripts import verify
 from scripts.errors import ToolkitError
 from scripts.freeswitch.capture import Sniffer
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings
 from scripts.report import ladder
 from scripts.report.ladder import Kind, Lane
-from scripts.scenario import verify
-from scripts.scenario.cases import CASES, PATCHED, STOCK, Expectation
+from scripts.scenario import lab as lab_module
+from scripts.scenario import table
+from scripts.scenario.lab import RUN_LABEL
 from scripts.scenario.outcome import Run, Verdict
-from scripts.scenario.verify import RUN_LABEL
-from scripts.templates import render
+from scripts.scenario.table import PATCHED, STOCK, Scenario
 
-KILLED, LEFT = CASES
+KILL = table.load("kill")
+KILLED, LEFT = KILL.cases(PATCHED)
+
+
+def scenario(*names: str, outcome: str = "") -> Scenario:
+    """Return the scenario `kill` with the cases `names` only; with `outcome`, a kill has to come to that."""
+    rows = [row for name in names for row in KILL.rows if row.case == name]
+    if outcome:
+        kill = {"kill alice": dict.fromkeys(KILL.images, outcome)}
+        rows = [row.model_copy(update={"do": [*row.do[:-1], kill]}) for row in rows]
+    return dataclasses.replace(KILL, rows=tuple(rows))
 
 
 @pytest.fixture
@@ -90,9 +101,9 @@ class Intruder:
         assert self.client.networks.list(filters=filters) == []
 
 
-def failing_run(settings: Settings, **options: object) -> str:
+def failing_run(settings: Settings, played: Scenario = KILL, variants: Sequence[str] = ()) -> str:
     with pytest.raises(ToolkitError) as caught:
-        verify.run(settings, console=quiet(), **options)  # type: ignore[arg-type]
+        verify.play(settings, played, variants, console=quiet())
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -100,7 +111,7 @@ def failing_run(settings: Settings, **options: object) -> str:
 def test_killed_client_is_reported_by_the_patched_freeswitch_only(lab: Settings, client: docker.DockerClient) -> None:
     spy = Intruder(client, "-freeswitch", lambda container: None)
     with spy.at_work():
-        outcome: Run = verify.run(lab, console=quiet())
+        outcome: Run = verify.play(lab, KILL, console=quiet())
     verdicts = {(result.variant, result.case): (result.verdict, result.came) for result in outcome.results}
     assert verdicts == {
         (PATCHED, KILLED.name): (Verdict.PASSED, "1 report"),
@@ -154,7 +165,7 @@ def test_verification_without_a_capture_is_a_verification(lab: Settings, monkeyp
 
     started = Sniffer.start
     monkeypatch.setattr(Sniffer, "start", start)
-    outcome = verify.run(lab, cases=[KILLED], variants=[PATCHED], console=quiet())
+    outcome = verify.play(lab, scenario(KILLED.name), [PATCHED], console=quiet())
     assert [result.verdict for result in outcome.results] == [Verdict.PASSED]
     text = (lab.report_directory / "verify.html").read_text()
     assert "No ladder diagram: nothing was captured: its image has no tcpdump" in text
@@ -162,10 +173,10 @@ def test_verification_without_a_capture_is_a_verification(lab: Settings, monkeyp
 
 
 def test_report_that_does_not_come_fails_the_run(lab: Settings, client: docker.DockerClient) -> None:
-    case = dataclasses.replace(KILLED, expected={STOCK: Expectation(reports=1)})
+    played = scenario(KILLED.name, outcome="alice 0 left peer-closed")
     spy = Intruder(client, "-freeswitch", lambda container: None)
     with spy.at_work():
-        message = failing_run(lab, cases=[case], variants=[STOCK])
+        message = failing_run(lab, played, [STOCK])
     assert "1 of 1 cases did not pass, first 'killed client' on stock: 0 reports instead of 1" in message
     assert junit(lab).attrib["failures"] == "1"
     logs = {path.name: path.stat().st_size for path in (lab.report_directory / "logs").iterdir()}
@@ -178,8 +189,8 @@ def test_report_that_does_not_come_fails_the_run(lab: Settings, client: docker.D
 
 
 def test_report_that_must_not_come_fails_the_run(lab: Settings) -> None:
-    case = dataclasses.replace(KILLED, expected={PATCHED: Expectation()})
-    assert "1 report instead of 0" in failing_run(lab, cases=[case], variants=[PATCHED])
+    played = scenario(KILLED.name, outcome="nothing")
+    assert "1 report instead of 0" in failing_run(lab, played, [PATCHED])
 
 
 def test_freeswitch_killed_in_the_middle(lab: Settings, client: docker.DockerClient) -> None:
@@ -199,26 +210,27 @@ def test_freeswitch_killed_in_the_middle(lab: Settings, client: docker.DockerCli
 def test_client_removed_in_the_middle_spoils_its_case_only(lab: Settings, client: docker.DockerClient) -> None:
     intruder = Intruder(client, "stock-clean-leave-sipp", lambda container: container.remove(force=True))
     with intruder.at_work():
-        message = failing_run(lab, cases=[LEFT, KILLED], variants=[STOCK])
+        message = failing_run(lab, scenario(LEFT.name, KILLED.name), [STOCK])
     assert "'clean leave' on stock: Docker refused" in message
     assert [result["verdict"] for result in document(lab)["results"]] == ["error", "passed"]
     intruder.check_nothing_left()
 
 
 def test_freeswitch_that_does_not_start_says_why(lab: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "DOMAIN", "no domain!")
+    monkeypatch.setattr(lab_module, "DOMAIN", "no domain!")
     message = failing_run(lab, variants=[STOCK])
     assert "died with exit code 78: freeswitch-entrypoint: SIP_DOMAIN='no domain!'" in message
     assert [result["verdict"] for result in document(lab)["results"]] == ["not run", "not run"]
 
 
 def test_client_with_a_wrong_password_is_an_error_with_its_log(lab: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(template: str, **values: object) -> str:
+    def wrong(self: Scenario, template: str, **values: object) -> str:
         answer = {"answer": "[authentication username=bob password=wrong]"}
-        return render(template, **(values | answer if template.startswith("sipp/") else values))
+        return rendered(self, template, **(values | answer if template.startswith("sipp/") else values))
 
-    monkeypatch.setattr(verify, "render", wrong)
-    message = failing_run(lab, cases=[LEFT], variants=[STOCK])
+    rendered = Scenario.render
+    monkeypatch.setattr(Scenario, "render", wrong)
+    message = failing_run(lab, scenario(LEFT.name), [STOCK])
     assert "bob did not register" in message and "stock-clean-leave-sipp.log" in message
     assert "REGISTER sip:" in (lab.report_directory / "logs" / "stock-clean-leave-sipp.log").read_text()
 
@@ -230,12 +242,12 @@ def test_missing_image_is_named(lab: Settings) -> None:
 
 RUN = """
 import dataclasses, pathlib, sys
-from scripts import cli, errors
+from scripts import cli, errors, verify
 from scripts.pins import settings
-from scripts.scenario import verify
+from scripts.scenario import table
 values = dataclasses.replace(settings.load(), image=sys.argv[1], report_directory=pathlib.Path(sys.argv[2]))
 try:
-    verify.run(values)
+    verify.play(values, table.load("kill"))
 except errors.ToolkitError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(cli.status(error))
@@ -258,7 +270,7 @@ def test_signal_leaves_a_report_and_nothing_else(
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     with intruder.at_work():
         _, errors = process.communicate(timeout=120)
-    assert process.returncode == (130 if number == signal.SIGINT else 1)
+    assert process.returncode == (130 if number == signal.SIGINT else 143)
     (line,) = errors.splitlines()
     assert line.startswith(f"error: verification broken off by {name}; report in ")
     assert {result["verdict"] for result in document(lab)["results"]} == {"not run"}

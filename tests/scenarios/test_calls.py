@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from scripts.freeswitch.sip import Client
 from scripts.pins.settings import Settings
-from tests import lab as lab_module
-from tests.lab import CPUS, DOMAIN, Lab
-from tests.sip import Client
+from scripts.scenario import lab as lab_module
+from scripts.scenario.lab import DOMAIN, Lab
+from tests.deaths import CPUS, DEATHS
 
 CALLS = 150
 
@@ -21,7 +22,9 @@ CALLS = 150
 def lab(request: pytest.FixtureRequest, built: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Yield a lab that keeps the dialogs of its calls in the database."""
     directory = tmp_path_factory.mktemp("calls")
-    with lab_module.start(built, directory, parameters={"manage-presence": "true"}, cpus=request.param) as found:
+    with lab_module.start(
+        built, DEATHS, directory, parameters={"manage-presence": "true"}, cpus=request.param
+    ) as found:
         yield found
 
 

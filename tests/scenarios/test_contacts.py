@@ -14,11 +14,12 @@ from functools import partial
 import pytest
 
 from scripts.freeswitch.events import REGISTER, UNREGISTER, Event
+from scripts.freeswitch.sip import Client, Reply, digest
 from scripts.pins.settings import Settings
-from tests import lab as lab_module
-from tests import player
-from tests.lab import DOMAIN, Lab
-from tests.sip import Client, Reply, digest
+from scripts.scenario import lab as lab_module
+from scripts.scenario import player
+from scripts.scenario.lab import DOMAIN, Lab
+from tests.deaths import DEATHS
 
 MODES = ("main", "multi", "contact")
 # Where there can be several rows for a user.
@@ -428,7 +429,7 @@ def edit(lab: Lab, database: str, sql: str, value: str) -> None:
 def blind(built: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Return a lab in which nobody has to authenticate."""
     with lab_module.start(
-        built, tmp_path_factory.mktemp("blind"), spare=False, parameters={"accept-blind-reg": "true"}
+        built, DEATHS, tmp_path_factory.mktemp("blind"), parameters={"accept-blind-reg": "true"}
     ) as found:
         yield found
 

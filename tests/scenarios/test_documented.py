@@ -6,8 +6,8 @@ import re
 import shlex
 import subprocess
 
+from scripts.scenario.lab import Lab
 from tests.documentation import api_lines, commands, snippets
-from tests.lab import Lab
 
 # How FreeSWITCH says that it does not know a command, or not in this form.
 REFUSALS = ("-ERR", "-USAGE", "USAGE", "Invalid", "Unknown Command", "can't find")

@@ -26,9 +26,9 @@ from wsproto.events import (
 from wsproto.extensions import PerMessageDeflate
 
 from scripts.bench.offenders import options
-from tests.lab import Lab
+from scripts.freeswitch.sip import CONTEXT
+from scripts.scenario.lab import Lab
 from tests.probe import frames
-from tests.sip import CONTEXT
 
 # Generous: a busy machine is not a fault.
 WAIT = 20.0

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.lab import DOMAIN, LIMIT, USERS, Lab
-from tests.player import soon
-from tests.sip import Client, Reply, digest
+from scripts.freeswitch.sip import Client, Reply, digest
+from scripts.scenario.lab import DOMAIN, USERS, Lab
+from scripts.scenario.player import soon
+from tests.deaths import LIMIT
 
 NUMBER = 3000
 # Over one connection. The stack keeps no more than 64 answers for a peer that is slow to read.

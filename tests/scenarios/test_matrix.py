@@ -1,4 +1,4 @@
-"""The table of cases (matrix.yaml) against the patched FreeSWITCH; the report is in build/report/death-matrix.html.
+"""The scenario `deaths` against the patched FreeSWITCH; the report is in build/report/death-matrix.html.
 
 The cases are played side by side, as soon as the first is asked for; each test
 then tells what came of one.
@@ -14,27 +14,32 @@ from functools import partial
 
 import pytest
 
-from tests import ensemble, player
-from tests.lab import CPUS, Lab
-from tests.player import Case
-from tests.record import Plugin, Record
+from scripts.pins.settings import Settings
+from scripts.scenario import ensemble, run, table
+from scripts.scenario.lab import Lab
+from scripts.scenario.record import Record
+from scripts.scenario.table import Case
+from tests.deaths import CPUS, DEATHS
+from tests.record import Plugin
 
-CASES = player.load()
+CASES = DEATHS.cases(table.PATCHED)
 
 
 def outcome(lab: Lab, record: Record, case: Case) -> None:
-    with record.case(lab, case) as entry:
-        if case.profile == "six" and not lab.freeswitch.address6:
-            pytest.skip("this Docker engine makes no IPv6 networks")
-        entry.stages = entry.player.play()
-        assert not player.problems(entry.stages)
+    problems = run.play(lab, record, case)
+    if problems is None:
+        pytest.skip(record.results[case].problems[0])
+    assert not problems
 
 
 @pytest.fixture(scope="module")
-def played(labs: Callable[[int], Lab], pytestconfig: pytest.Config) -> Iterator[Callable[[int, Case], None]]:
+def played(
+    built: Settings, labs: Callable[[int], Lab], pytestconfig: pytest.Config
+) -> Iterator[Callable[[int, Case], None]]:
     """Play the cases that were selected; return a function that waits for one and raises what it raised."""
     plugin = pytestconfig.pluginmanager.get_plugin("death-matrix")
     assert isinstance(plugin, Plugin)
+    plugin.directory = built.report_directory
     with contextlib.ExitStack() as stack:
         outcomes = {
             cpus: stack.enter_context(ensemble.play(cases, partial(outcome, labs(cpus), plugin.records[cpus])))
@@ -61,7 +66,7 @@ def test_nothing_came_later(labs: Callable[[int], Lab], cpus: int) -> None:
     Other tests look after their own users.
     """
     lab = labs(cpus)
-    time.sleep(player.BOUND)
+    time.sleep(lab.wait.nothing)
     came = Counter(event.get("from-user") for event in lab.freeswitch.recorder.events if lab.is_report(event))
     assert {user: came[user] for user, count in lab.settled.items() if came[user] != count} == {}
     assert lab.freeswitch.connections() == []

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from scripts.freeswitch.events import Event, parse
+from scripts.freeswitch.sip import Client
+from scripts.scenario.lab import DOMAIN, Lab
 from tests import aside
-from tests.lab import CPUS, DOMAIN, Lab
-from tests.sip import Client
+from tests.deaths import CPUS
 
 # Generous: a busy machine is not a fault.
 BOUND = 10.0

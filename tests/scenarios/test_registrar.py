@@ -12,9 +12,10 @@ import pytest
 
 from scripts.bench.stream import Esl, frame
 from scripts.freeswitch.events import REGISTER, Event, parse
-from tests import player
-from tests.lab import DOMAIN, ESL_PORT, Lab
-from tests.sip import digest
+from scripts.freeswitch.recorder import ESL_PORT
+from scripts.freeswitch.sip import digest
+from scripts.scenario import player
+from scripts.scenario.lab import DOMAIN, Lab
 
 # Generous: a busy machine is not a fault.
 WAIT = 20.0

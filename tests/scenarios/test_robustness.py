@@ -19,13 +19,16 @@ from typing import Any
 import pytest
 from docker.models.containers import Container
 
+from scripts.bench import soak
+from scripts.freeswitch.container import FreeSwitch
 from scripts.freeswitch.events import EXPIRE, Event
+from scripts.freeswitch.sip import Client
 from scripts.patchset import series
 from scripts.pins.releases import Version
 from scripts.pins.settings import Settings
-from tests import aside, soak
-from tests.lab import CPUS, DOMAIN, FreeSwitch, Lab
-from tests.sip import Client
+from scripts.scenario.lab import DOMAIN, Lab
+from tests import aside
+from tests.deaths import CPUS
 
 OFFSETS: tuple[tuple[str, int], ...] = (("tcp", 0), ("tls", 1), ("ws", 2), ("wss", 3))
 WORKERS = 3

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import pytest
 
 from scripts.freeswitch.events import parse
-from tests.lab import ALIAS_PORT, DEAD_PEER_TIMEOUT, DOMAIN, Lab
-from tests.sip import Client
+from scripts.freeswitch.sip import Client
+from scripts.scenario.lab import DOMAIN, Lab
+from tests.deaths import ALIAS_PORT, DEAD_PEER_TIMEOUT
 
 TRANSPORTS = ("tcp", "tls", "ws", "wss")
 # Seconds after the cut at which FreeSWITCH sends a request to the client; None: never.

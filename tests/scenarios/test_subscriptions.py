@@ -10,11 +10,12 @@ from functools import partial
 import pytest
 
 from scripts.freeswitch.events import REGISTER
+from scripts.freeswitch.sip import CSEQ, Client, Dialog
 from scripts.pins.settings import Settings
-from tests import lab as lab_module
-from tests import player
-from tests.lab import CPUS, DOMAIN, Lab
-from tests.sip import CSEQ, Client, Dialog
+from scripts.scenario import lab as lab_module
+from scripts.scenario import player
+from scripts.scenario.lab import DOMAIN, Lab
+from tests.deaths import CPUS, DEATHS
 
 # Generous: a busy machine is not a fault.
 soon = partial(player.soon, timeout=20.0)
@@ -27,7 +28,7 @@ OFFSET = 0.002
 def switch(request: pytest.FixtureRequest, built: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Return a lab whose profiles take subscriptions."""
     directory, parameters = tmp_path_factory.mktemp("subscriptions"), {"manage-presence": "true"}
-    with lab_module.start(built, directory, spare=False, parameters=parameters, cpus=request.param) as found:
+    with lab_module.start(built, DEATHS, directory, parameters=parameters, cpus=request.param) as found:
         yield found
 
 
@@ -263,7 +264,7 @@ def test_race_of_two_connections(switch: Lab, transport: str, expires: int) -> N
 def blind(built: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Return a lab in which nobody has to authenticate, and that takes subscriptions."""
     parameters = {"manage-presence": "true", "accept-blind-reg": "true"}
-    with lab_module.start(built, tmp_path_factory.mktemp("blind"), spare=False, parameters=parameters) as found:
+    with lab_module.start(built, DEATHS, tmp_path_factory.mktemp("blind"), parameters=parameters) as found:
         yield found
 
 

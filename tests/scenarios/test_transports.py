@@ -19,9 +19,9 @@ from tlslite.constants import KeyUpdateMessageType
 
 from scripts.bench import offenders
 from scripts.bench.offenders import CASES, PATIENCE, TEXT, Case, End, Raw, frame, options
-from tests import player
-from tests.lab import DOMAIN, Lab
-from tests.sip import Client
+from scripts.freeswitch.sip import Client
+from scripts.scenario import player
+from scripts.scenario.lab import DOMAIN, Lab
 
 WAIT = 20.0
 soon = partial(player.soon, timeout=WAIT)

@@ -8,16 +8,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from docker.errors import APIError
 
+from scripts.errors import ToolkitError
 from scripts.freeswitch.capture import Sniffer
+from scripts.freeswitch.container import FreeSwitch
 from scripts.pins.settings import load
+from scripts.scenario import record, table
+from scripts.scenario.judge import Expected, Stage
 from scripts.scenario.outcome import Result, Verdict
-from tests import compare, record
-from tests.player import Case, Expected, Stage
-from tests.record import Plugin, Record
+from scripts.scenario.record import Lost, Record
+from scripts.scenario.table import Case
+from tests import compare
+from tests.record import Plugin
 
 FIN = Case("FIN", "main", "tcp", ("open a", "register u a", "fin a -> u 0 left peer-closed"))
-KILL = Case("SIGKILL", "main", "ws", ("spawn u", "kill u -> u 0 left peer-closed"))
+KILL = Case("SIGKILL", "main", "ws", ("spawn u", "kill u -> u 0 left peer-closed"), capture=True)
+DEATHS = table.load("deaths")
 STORM = Case("storm", "main", "tcp", ("storm u*9 fin -> each registered u*9 reset",))
 
 
@@ -34,28 +41,51 @@ class Container:
     def logs(self, **options: int) -> bytes:
         return b"2026 [ERR] sofia.c boom \xff"
 
+    def get_archive(self, path: str) -> None:
+        raise APIError("no such file")
+
+    def wait(self, timeout: int) -> None:
+        raise APIError("timed out")
+
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A lab in which nothing runs."""
-    player = SimpleNamespace(killed_ns=5, events=list)
-    monkeypatch.setattr(record, "Player", lambda lab, case, stock=False: player)
+
+    class Played:
+        def __init__(self, lab: Any, case: Case, stock: bool = False) -> None:
+            self.case, self.killed_ns = case, 5
+            self.stages: list[Stage] = []
+            self.sipps: dict[str, object] = {}
+            self.switch = lab.freeswitch
+            self.events, self.last_registration = list, lambda: None
+
+    monkeypatch.setattr(record, "Player", Played)
     monkeypatch.setattr(Sniffer, "start", lambda self: None)
-    recorder = SimpleNamespace(api=lambda command: "FreeSWITCH 1.10\n")
-    freeswitch = SimpleNamespace(container=Container(), recorder=recorder, address="192.0.2.1")
-    settings = SimpleNamespace(
+    settings: Any = SimpleNamespace(
         image="fs", esl_event="sofia::tp_error_report", report_directory=tmp_path / "report", sources=load().sources
     )
-    return SimpleNamespace(freeswitch=freeswitch, settings=settings, image="fs:patched")
+    container: Any = Container()
+    freeswitch = FreeSwitch(container, "192.0.2.1", "pw", settings.esl_event, DEATHS.profiles, tmp_path / "logs")
+    recorder: Any = SimpleNamespace(api=lambda command: "FreeSWITCH 1.10\n")
+    freeswitch.recorder = recorder
+    return SimpleNamespace(
+        freeswitch=freeswitch,
+        settings=settings,
+        client=Container.client,
+        image="fs:patched",
+        versions={},
+        labels={},
+    )
 
 
 def stage(step: str, arrivals: list[float], **options: Any) -> Stage:
-    reports = [("u", 0, {"peer-closed"}) for _ in arrivals]
+    reports = [("u", 0, frozenset({"peer-closed"})) for _ in arrivals]
     return Stage(step, Expected(reports=reports), reports=len(arrivals), arrivals=arrivals, **options)
 
 
 def test_case_that_passes(lab: Any) -> None:
-    found = Record()
+    found = Record(DEATHS)
     with found.case(lab, FIN) as entry:
         entry.stages = [stage(FIN.steps[2], [0.002, 0.004])]
     result = found.results[FIN]
@@ -65,32 +95,49 @@ def test_case_that_passes(lab: Any) -> None:
 
 
 def test_case_that_fails_has_its_problems_and_the_log(lab: Any) -> None:
-    found = Record()
-    with pytest.raises(AssertionError), found.case(lab, FIN) as entry:
+    found = Record(DEATHS)
+    with found.case(lab, FIN) as entry:
         entry.stages = [stage(FIN.steps[2], [], problems=["0 reports for u instead of 1"])]
-        raise AssertionError("assert not ['...']")
     result = found.results[FIN]
     assert result.verdict is Verdict.FAILED
     assert result.problems == [f"{FIN.steps[2]}: 0 reports for u instead of 1"]
-    assert result.logs == {"FreeSWITCH": "2026 [ERR] sofia.c boom \N{REPLACEMENT CHARACTER}"}
+    assert result.logs == {"patched-freeswitch.log": "2026 [ERR] sofia.c boom \N{REPLACEMENT CHARACTER}"}
 
 
 def test_case_that_cannot_be_played_is_an_error(lab: Any) -> None:
-    found = Record()
+    found = Record(DEATHS)
     with pytest.raises(ConnectionRefusedError), found.case(lab, FIN):
         raise ConnectionRefusedError("refused")
     assert (found.results[FIN].verdict, found.results[FIN].problems) == (Verdict.ERROR, ["refused"])
 
 
-def test_case_that_is_skipped_says_why(lab: Any) -> None:
-    found = Record()
-    with pytest.raises(pytest.skip.Exception), found.case(lab, FIN):
-        pytest.skip("no IPv6")
+def test_freeswitch_that_is_gone_is_more_than_an_error_of_a_case(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Container, "wait", lambda self, timeout: {"StatusCode": 139}, raising=False)
+    found = Record(DEATHS)
+    with (
+        pytest.raises(Lost, match=r"died with exit code 139: 2026 \[ERR\] sofia.c boom .* \(case 'FIN'\)"),
+        found.case(lab, FIN),
+    ):
+        raise ToolkitError("the event socket is gone")
+    assert found.results[FIN].verdict is Verdict.ERROR
+
+
+def test_case_that_is_broken_off_has_no_result(lab: Any) -> None:
+    found = Record(DEATHS)
+    lab.freeswitch.halt.set()
+    with pytest.raises(KeyboardInterrupt), found.case(lab, FIN):
+        raise KeyboardInterrupt
+    assert found.results == {}
+
+
+def test_case_that_is_skipped_says_why() -> None:
+    found = Record(DEATHS)
+    found.skip(FIN, "no IPv6")
     assert (found.results[FIN].verdict, found.results[FIN].problems) == (Verdict.SKIPPED, ["no IPv6"])
 
 
 def test_only_a_kill_is_captured(lab: Any) -> None:
-    found = Record()
+    found = Record(DEATHS)
     with found.case(lab, KILL) as entry:
         entry.stages = [stage(KILL.steps[1], [0.001])]
     capture = found.results[KILL].capture
@@ -99,7 +146,7 @@ def test_only_a_kill_is_captured(lab: Any) -> None:
 
 
 def test_storm_has_no_delay_and_counts_no_stock_unregisters(lab: Any) -> None:
-    found = Record()
+    found = Record(DEATHS)
     with found.case(lab, STORM) as entry:
         entry.stages = [stage(STORM.steps[0], [0.5])]
     assert found.results[STORM].delay_ms is None
@@ -111,10 +158,11 @@ def test_storm_has_no_delay_and_counts_no_stock_unregisters(lab: Any) -> None:
 def test_session_writes_what_was_played_and_what_was_not(lab: Any) -> None:
     plugin = Plugin()
     plugin.cases = {2: [KILL, FIN], 16: [FIN]}
-    plugin.records = {cpus: Record(f"patched, {cpus} CPUs") for cpus in plugin.cases}
+    plugin.records = {cpus: Record(DEATHS, f"patched, {cpus} CPUs") for cpus in plugin.cases}
     for each in plugin.records.values():
         with each.case(lab, FIN) as entry:
             entry.stages = [stage(FIN.steps[2], [0.002])]
+    plugin.directory = lab.settings.report_directory
     plugin.pytest_sessionfinish()
     document = json.loads((lab.settings.report_directory / "death-matrix.json").read_text())
     assert [(item["image"], item["case"], item["verdict"]) for item in document["results"]] == [
@@ -136,7 +184,7 @@ def test_session_without_a_case_writes_nothing(tmp_path: Path, monkeypatch: pyte
 
 def test_lab_that_does_not_start_is_told(tmp_path: Path) -> None:
     plugin = Plugin()
-    plugin.records = {2: Record(directory=tmp_path)}
+    plugin.records, plugin.directory = {2: Record(DEATHS)}, tmp_path
     plugin.cases = {2: [FIN]}
     failed: Any = SimpleNamespace(
         when="setup",
@@ -153,14 +201,14 @@ def test_lab_that_does_not_start_is_told(tmp_path: Path) -> None:
 def test_disk_that_is_full_costs_no_exception(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     plugin = Plugin()
-    plugin.records = {2: Record(directory=tmp_path / "file" / "report")}
+    plugin.records, plugin.directory = {2: Record(DEATHS)}, tmp_path / "file" / "report"
     plugin.why, plugin.cases = "broken", {2: [FIN]}
     plugin.pytest_sessionfinish()
     assert plugin.line.startswith("death matrix: can't write the report to")
 
 
 def test_comparison_has_both_images_and_judges_one(lab: Any) -> None:
-    stock, patched = Record("stock"), Record()
+    stock, patched = Record(DEATHS, "stock", compared=True), Record(DEATHS)
     for each in (stock, patched):
         with each.case(lab, FIN) as entry:
             entry.stages = [stage(FIN.steps[2], [0.002])]

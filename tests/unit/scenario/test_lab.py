@@ -4,12 +4,13 @@ import pytest
 from docker.models.networks import Network
 
 from scripts.errors import ToolkitError
-from tests import lab as lab_module
+from scripts.freeswitch import container
+from scripts.scenario import lab as lab_module
 
 
 @pytest.mark.parametrize(("cpus", "threads"), [(1, 1), (2, 1), (3, 1), (4, 3), (8, 5), (16, 9), (18, 9), (20, 11)])
 def test_threads_that_handle_messages(cpus: int, threads: int) -> None:
-    assert lab_module.threads(cpus) == threads
+    assert container.threads(cpus) == threads
 
 
 @pytest.mark.parametrize(

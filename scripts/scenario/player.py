@@ -1,8 +1,10 @@
-"""Plays the cases of matrix.yaml against a lab and compares what comes with what must come."""
+"""Plays the cases of a scenario's table against a lab."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import random
 import re
@@ -12,83 +14,31 @@ import struct
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
-import yaml
+from scripts.errors import ToolkitError
+from scripts.freeswitch.events import REGISTER, UNREGISTER, Event
+from scripts.freeswitch.sip import Client
+from scripts.machine.files import ROOT, short
+from scripts.scenario import judge, sipp
+from scripts.scenario.judge import Expected, Scene, Stage
+from scripts.scenario.lab import DOMAIN, Lab
+from scripts.scenario.sipp import Sipp
+from scripts.scenario.table import ARROW, Case, Scenario
 
-from scripts.freeswitch.events import REGISTER, UNREGISTER, Event, parse
-from tests.lab import DOMAIN, Lab
-from tests.sip import Client
-
-FILE = Path(__file__).parent / "matrix.yaml"
-# How long a wrong report has to turn up, seconds.
-BOUND = 1.0
-# How long a right one may take. On an idle machine it takes milliseconds, on a
-# busy one more than a second; what stock gets wrong takes half a minute.
-LATE = 10.0
-SETTLE = 0.3
-# FreeSWITCH's own clock, which registered-at is from, trails the system's by
-# some milliseconds, which may be the end of a second.
-CLOCK_SKEW = 1
-# The TLS code has no errno of its own to tell.
-ERRNOS = {"peer-closed": {"NONE"}, "reset": {"ECONNRESET", "EPIPE", "EIO"}, "timeout": {"ETIMEDOUT", "EHOSTUNREACH"}}
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+_VERBS: dict[str, Callable[..., Any]] = {}
 
 
-@dataclass(frozen=True)
-class Case:
-    """One case of the table on one profile; `steps` are its lines.
-
-    One that is `alone` disturbs others at its side, or is disturbed by them.
-    """
-
-    name: str
-    profile: str
-    transport: str
-    steps: tuple[str, ...]
-    alone: bool = field(default=False, compare=False)
-
-    def __str__(self) -> str:
-        return f"{self.name}, {self.profile}, {self.transport}"
-
-
-@dataclass
-class Expected:
-    """What must come of one step: reports (user, left, causes), unregisters; `optional`: or not."""
-
-    reports: list[tuple[str, int, set[str]]] = field(default_factory=list)
-    unregisters: list[str] = field(default_factory=list)
-    optional: bool = False
-
-
-@dataclass
-class Stage:
-    """The outcome of one step with `->`; delays are from the step to detection and arrival, in seconds."""
-
-    step: str
-    expected: Expected
-    reports: int = 0
-    unregisters: int = 0
-    delays: list[float] = field(default_factory=list)
-    arrivals: list[float] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-
-def load() -> list[Case]:
-    """Return all cases of the table, one per profile and transport."""
-    return [
-        Case(row["case"], profile, transport, tuple(row["do"]), row.get("alone", False))
-        for row in yaml.safe_load(FILE.read_text())
-        for profile in row["profiles"]
-        for transport in row["over"]
-    ]
+def verb(method: Verb) -> Verb:
+    """Let a table call `method`."""
+    _VERBS[method.__name__] = method
+    return method
 
 
 class Player:
-    """Plays one case. The verbs of the table are its methods.
+    """Plays one case. The verbs of the table are its methods that are marked so.
 
     With `stock` it waits for unregisters in place of the reports.
     """
@@ -107,18 +57,20 @@ class Player:
         # The near end of the connection that the step has ended.
         self.ended: tuple[str, int] | None = None
         self.processes: dict[str, subprocess.Popen[str]] = {}
+        self.sipps: dict[str, Sipp] = {}
         # When a client was killed, nanoseconds since the epoch.
         self.killed_ns: int | None = None
         self.start = len(self.switch.recorder.events)
+        self.stages: list[Stage] = []
 
     def play(self) -> list[Stage]:
         """Play all steps; return the outcome of those that say what must come."""
-        stages = []
+        stages = self.stages
         try:
             for step in self.case.steps:
-                action, arrow, outcome = (part.strip() for part in step.partition("->"))
-                verb, *arguments = action.split()
-                method: Callable[..., Any] = getattr(self, verb)
+                action, arrow, outcome = (part.strip() for part in step.partition(ARROW))
+                name, *arguments = action.split()
+                method: Callable[..., Any] = functools.partial(_VERBS[name], self)
                 seen = len(self.switch.recorder.events)
                 self.ended = None
                 before = time.time()
@@ -126,7 +78,8 @@ class Player:
                 before = method(*arguments) or before
                 if arrow:
                     stages.append(self._judge(step, self._expected(outcome), seen, before))
-            time.sleep(SETTLE)
+            self.lab.pause(self.lab.wait.end)
+            self.switch.recorder.check()
             self._check_rest(stages)
         finally:
             reports, _ = self._mine(self.start)
@@ -137,11 +90,15 @@ class Player:
 
     # What the table calls
 
+    @verb
     def open(self, name: str, transport: str = "") -> None:
+        """Connect `name` to the profile, over another transport if one is given."""
         self.clients[name] = self.lab.open(self.case.profile, transport or self.case.transport)
 
+    @verb
     def register(self, alias: str, name: str, *options: str) -> None:
-        for one in self._aliases(alias):
+        """Register the user over a connection. Options: plain (no transport= in the Contact), expires=SECONDS."""
+        for one in judge.aliases(alias):
             client = self.clients[name]
             user = self._user(one)
             host, port = client.address
@@ -152,51 +109,107 @@ class Player:
             call_id = client.register(user, self.lab.password, DOMAIN, expires, contact=contact)
             self._registered(one, name, call_id, contact)
 
+    @verb
     def refresh(self, alias: str, name: str) -> None:
+        """Register the user again with the same Call-ID and Contact over the same connection."""
         self.move(alias, name, name)
 
+    @verb
     def move(self, alias: str, old: str, new: str) -> None:
+        """Register the user with the Call-ID and Contact that it has over `old` over another connection."""
         call_id, contact = self.identities[alias, old]
         self.clients[new].register(self._user(alias), self.lab.password, DOMAIN, call_id=call_id, contact=contact)
         self._registered(alias, new, call_id, contact)
 
+    @verb
     def unregister(self, alias: str, name: str) -> None:
+        """Take the registration back, and keep the connection."""
         call_id, contact = self.identities[alias, name]
         self.clients[name].register(
             self._user(alias), self.lab.password, DOMAIN, expires=0, call_id=call_id, contact=contact
         )
 
+    @verb
     def ask(self, alias: str, name: str) -> None:
+        """Send a REGISTER without a password, and wait for the challenge."""
         client = self.clients[name]
         client.send(client.request(self._user(alias), DOMAIN, 3600, "asked"))
         assert client.receive().status == 401
 
+    @verb
     def fin(self, name: str) -> None:
+        """Close the connection."""
         self._end(name).close()
 
+    @verb
     def rst(self, name: str) -> None:
+        """Reset the connection."""
         self._end(name).reset()
 
+    @verb
     def half_close(self, name: str) -> None:
+        """Close the own half of the connection, and go on reading."""
         self.ended = self.clients[name].address
         self.clients[name].half_close()
 
+    @verb
     def close_notify(self, name: str) -> None:
+        """Send TLS's close_notify, then close."""
         self._end(name).close_notify()
 
+    @verb
     def ws_close(self, name: str) -> None:
+        """Send a close frame of WebSocket, then close."""
         self._end(name).ws_close()
 
+    @verb
     def spawn(self, alias: str) -> None:
+        """Register the user in a process of its own."""
         host, port = self.lab.target(self.case.profile, self.case.transport)
         user = self._user(alias)
-        command = [sys.executable, "-m", "tests.phone", self.case.transport, host, str(port), user, self.lab.password]
-        process = subprocess.Popen([*command, DOMAIN], stdout=subprocess.PIPE, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "scripts.scenario.phone",
+            self.case.transport,
+            host,
+            str(port),
+            user,
+            self.lab.password,
+        ]
+        process = subprocess.Popen([*command, DOMAIN], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert process.stdout
         assert process.stdout.readline().strip(), "the client did not register"
         self.processes[alias] = process
 
+    @verb
+    def sipp(self, alias: str, name: str) -> None:
+        """Let SIPp play the scenario sipp/`name`.xml.j2 as the user, and wait until it has registered."""
+        user, seen = self._user(alias), len(self.switch.recorder.events)
+        client = sipp.start(self.lab, name, self.case.name, user, self.case.profile, self.case.transport)
+        self.sipps[alias] = client
+        self.lab.versions.setdefault("sipp", sipp.version(client.container))
+
+        def registered(events: Sequence[Event]) -> bool:
+            return any(event.subclass == REGISTER and event.get("from-user") == user for event in events[seen:])
+
+        if not self.switch.recorder.wait(registered, self.lab.wait.report):
+            self.switch.recorder.check()
+            raise ToolkitError(f"{user} did not register in {self.lab.wait.report:g} s: {client.errors()}")
+
+    @verb
+    def end(self, alias: str) -> None:
+        """Wait until the user's SIPp has played its scenario."""
+        self.sipps[alias].end(self.lab.wait.report)
+
+    @verb
     def kill(self, alias: str) -> float:
+        """Kill the user's process (`spawn`) or its SIPp (`sipp`) with SIGKILL."""
+        if client := self.sipps.get(alias):
+            port = int(self._registration(alias).get("network-port"))
+            self.ended = self.switch.peer(port) or client.address, port
+            self.killed_ns = client.kill()
+            return self.killed_ns / 1e9
         process = self.processes.pop(alias)
         self.killed_ns = time.time_ns()
         process.kill()
@@ -205,37 +218,54 @@ class Player:
         process.stdout.close()
         return self.killed_ns / 1e9
 
+    @verb
     def wait(self, seconds: str) -> None:
-        time.sleep(float(seconds))
+        """Do nothing for so many seconds."""
+        self.lab.pause(float(seconds))
 
+    @verb
     def send(self, name: str, what: str) -> None:
+        """Send a message that is broken in the way of `what`.
+
+        partial, unfinished, oversize, binary, text, headers, bad-cseq, no-call-id, no-via, version.
+        """
         self.ended = self.clients[name].address
         self.clients[name].send(self._message(what, self.clients[name]))
 
+    @verb
     def rubbish_and_fin(self, name: str, what: str) -> None:
+        """Send a broken message, as `send` does, and close at once."""
         client = self._end(name)
         with contextlib.suppress(OSError):  # The server may be faster with the end.
             client.send(self._message(what, client))
         client.close()
 
+    @verb
     def broken_frame_and_fin(self, name: str) -> None:
+        """Send bytes that are no frame of WebSocket, and close."""
         client = self._end(name)
         client.sock.sendall(self.random.randbytes(500))
         client.close()
 
+    @verb
     def clear_text_and_fin(self, name: str) -> None:
+        """Send clear text in the middle of TLS, and close."""
         client = self._end(name)
         raw = socket.socket(fileno=client.sock.detach())
         raw.sendall(b"OPTIONS sip:example.test SIP/2.0\r\n\r\n" * 10)
         raw.close()
 
+    @verb
     def noise(self, count: str) -> None:
+        """Let so many clients connect, send random bytes and close."""
         target = self.lab.target(self.case.profile, self.case.transport)
         for _ in range(int(count)):
             with contextlib.suppress(OSError), socket.create_connection(target, 5) as connection:
                 connection.sendall(self.random.randbytes(self.random.randint(1, 4000)))
 
+    @verb
     def abort_handshake(self, count: str) -> None:
+        """Let so many clients end in the middle of the TLS handshake or the WebSocket upgrade."""
         target = self.lab.target(self.case.profile, self.case.transport)
         hello = b"GET / HTTP/1.1\r\nHost: example.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
         if self.case.transport != "ws":
@@ -250,34 +280,44 @@ class Player:
                 if number % 2:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
+    @verb
     def storm(self, alias: str, end: str) -> float:
         """Send the authorized REGISTER and end the connection after 0 to 20 ms."""
-        for one in self._aliases(alias):
+        for one in judge.aliases(alias):
             client = self.lab.open(self.case.profile, self.case.transport)
             client.register(self._user(one), self.lab.password, DOMAIN, wait=False)
             time.sleep(self.random.choice((0, 0, 0.001, 0.002, 0.005, 0.01, 0.02)))
             client.close() if end == "fin" else client.reset()
         return time.time()
 
+    @verb
     def crowd(self, alias: str) -> None:
-        for one in self._aliases(alias):
+        """Connect and register the users (u*100), each over a connection of its own."""
+        for one in judge.aliases(alias):
             self.open(one)
             self.register(one, one)
 
+    @verb
     def fin_all(self) -> None:
+        """Close all connections."""
         for name in list(self.clients):
             self.fin(name)
         self.ended = None
 
+    @verb
     def call(self, alias: str, name: str) -> None:
+        """Call the echo extension, and wait until the call is up."""
         self.clients[name].invite(self._user(alias), self.lab.password, DOMAIN, "9196")
         assert soon(lambda: len(self._calls()) == 1), "no call is up"
 
+    @verb
     def hang_up(self) -> None:
+        """End the calls of the case."""
         for call in self._calls():
             self.switch.recorder.api(f"uuid_kill {call}")
         assert soon(lambda: not self._calls()), "the call stays up"
 
+    @verb
     def outgoing(self, end: str) -> float:
         """Let FreeSWITCH call out, then end the connection that it opened for that."""
         with socket.create_server((self.lab.gateway, 0)) as server:
@@ -293,6 +333,7 @@ class Player:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return time.time()
 
+    @verb
     def listed(self, alias: str, count: str = "1") -> None:
         """Check how many registrations FreeSWITCH lists; it writes them a little later."""
         found = -1
@@ -306,10 +347,20 @@ class Player:
 
         assert soon(as_expected), f"{found} registrations of {alias} are listed instead of {count}"
 
+    @verb
     def unlisted(self, alias: str) -> None:
+        """Check that FreeSWITCH lists no registration of the user."""
         self.listed(alias, "0")
 
     # What the verbs share
+
+    def _registration(self, alias: str) -> Event:
+        """Return the last sofia::register of the user; ToolkitError if there is none."""
+        user = self._user(alias)
+        for event in reversed(self.events()):
+            if event.subclass == REGISTER and event.get("from-user") == user:
+                return event
+        raise ToolkitError(f"{alias} has not registered")
 
     def _end(self, name: str) -> Client:
         client = self.clients.pop(name)
@@ -324,13 +375,9 @@ class Player:
     def _listed(self, alias: str) -> int:
         return len(self.switch.registrations(self.case.profile, f"{self._user(alias)}@{DOMAIN}"))
 
-    def _aliases(self, alias: str) -> list[str]:
-        name, star, count = alias.partition("*")
-        return [f"{name}{number}" for number in range(1, int(count) + 1)] if star else [name]
-
     def _user(self, alias: str) -> str:
         if alias not in self.users:
-            self.users[alias] = self.lab.user()
+            self.users[alias] = self.lab.user(alias)
             self.aliases[self.users[alias]] = alias
         return self.users[alias]
 
@@ -364,147 +411,90 @@ class Player:
     # What came
 
     def _expected(self, text: str) -> Expected:
-        expected = Expected(optional=text.startswith("at most "))
-        for part in text.removeprefix("at most ").split(";"):
-            words = part.split()
-            match words:
-                case ["nothing"]:
-                    pass
-                case ["each", "registered", alias, causes]:
-                    wanted = {self._user(one) for one in self._aliases(alias)}
-                    # A REGISTER may still be under way.
-                    came = -1
-                    while came < (came := len(self.events())):
-                        time.sleep(BOUND)
-                    for event in self.switch.recorder.events[self.start :]:
-                        if event.subclass == REGISTER and event.get("from-user") in wanted:
-                            expected.reports.append((event.get("from-user"), 0, set(causes.split("|"))))
-                case [alias, "unregistered"]:
-                    expected.unregisters += [self._user(one) for one in self._aliases(alias)]
-                case [alias, left, "left", causes]:
-                    for one in self._aliases(alias):
-                        expected.reports.append((self._user(one), int(left), set(causes.split("|"))))
-                case _:
-                    raise ValueError(f"{FILE.name}: can't read '{part}'")
+        wanted, optional = judge.read(text)
+        expected = judge.expect(wanted, optional, lambda alias: [self._user(one) for one in judge.aliases(alias)])
+        for one in wanted:
+            if one.kind == "registered":
+                users = {self._user(alias) for alias in judge.aliases(one.alias)}
+                # A REGISTER may still be under way.
+                came = -1
+                while came < (came := len(self.events())):
+                    self.lab.pause(self.lab.wait.nothing)
+                for event in self.switch.recorder.events[self.start :]:
+                    if event.subclass == REGISTER and event.get("from-user") in users:
+                        expected.reports.append((event.get("from-user"), one.left, one.causes))
         return expected
 
     def events(self) -> list[Event]:
         """Return all events about the users of this case so far."""
         return [event for event in self.switch.recorder.events[self.start :] if self.is_mine(event)]
 
-    def _mine(self, start: int) -> tuple[list[Event], list[Event]]:
-        """Return the reports and the unregisters by the server for the users of this case since `start`."""
-        mine = [event for event in self.switch.recorder.events[start:] if self.is_mine(event)]
-        return (
-            [event for event in mine if event.subclass == self.switch.subclass],
-            [event for event in mine if _is_disconnection(event)],
-        )
+    def last_registration(self) -> Event | None:
+        """Return the last sofia::register of the case's users, None if there is none."""
+        return next((event for event in reversed(self.events()) if event.subclass == REGISTER), None)
 
     def is_mine(self, event: Event) -> bool:
         return event.get("from-user") in self.aliases
 
     def _judge(self, step: str, expected: Expected, seen: int, before: float) -> Stage:
-        stage = Stage(step, expected)
-
-        counted, reports, unregisters = seen, 0, 0
+        counted, reports, unregisters, itself = seen, 0, 0, 0
+        wait = self.lab.wait
 
         def complete(events: Sequence[Event]) -> bool:
-            nonlocal counted, reports, unregisters
+            nonlocal counted, reports, unregisters, itself
             # Each event once: many cases wait at the same time.
             for event in events[counted:]:
                 if self.is_mine(event):
                     reports += event.subclass == self.switch.subclass
-                    unregisters += _is_disconnection(event)
+                    unregisters += judge.disconnected(event)
+                    itself += event.subclass == UNREGISTER and not judge.disconnected(event)
             counted = len(events)
+            if itself < len(expected.itself):
+                return False
             if self.stock:
                 return unregisters >= len(expected.reports)
             return reports >= len(expected.reports) and unregisters >= len(expected.unregisters)
 
-        if expected.reports or expected.unregisters:
-            self.switch.recorder.wait(complete, LATE + 1)
+        if expected.reports or expected.unregisters or expected.itself:
+            if not self.switch.recorder.wait(complete, wait.report):
+                self.switch.recorder.check()
         else:
-            time.sleep(BOUND)
-        came_reports, came_unregisters = self._mine(seen)
-        stage.reports, stage.unregisters = len(came_reports), len(came_unregisters)
-        wanted = Counter(user for user, _, _ in expected.reports)
-        came = Counter(event.get("from-user") for event in came_reports)
-        for user in sorted(wanted | came):
-            if came[user] != wanted[user] and not (expected.optional and came[user] < wanted[user]):
-                stage.problems.append(f"{came[user]} reports for {self.aliases[user]} instead of {wanted[user]}")
-        wanted = Counter(expected.unregisters)
-        came = Counter(event.get("from-user") for event in came_unregisters)
-        # WebSocket registrations are removed by stock code, whatever the profile says.
-        if self.case.transport in ("tcp", "tls") or wanted:
-            for user in sorted(wanted | came):
-                if came[user] != wanted[user]:
-                    stage.problems.append(f"{came[user]} unregisters of {self.aliases[user]} instead of {wanted[user]}")
-        details = {user: (left, causes) for user, left, causes in expected.reports}
-        for event in came_reports:
-            if event.get("from-user") in details:
-                stage.problems += self._check(event, *details[event.get("from-user")], before, stage)
-        return stage
+            self.lab.pause(wait.nothing)
+        self.switch.recorder.check()
+        return judge.judge(step, expected, self.switch.recorder.events[seen:], self._scene(before))
 
-    def _check(self, event: Event, left: int, causes: set[str], before: float, stage: Stage) -> list[str]:
-        found = parse(event)
-        alias = self.aliases[found.from_user]
-        registered = next(
-            (
-                item
-                for item in reversed(self.switch.recorder.events[self.start :])
-                if item.subclass == REGISTER
-                and item.get("from-user") == found.from_user
-                and item.get("call-id") == found.call_id
-                and item.get("network-port") == str(found.network_port)
-            ),
-            None,
+    def _scene(self, before: float) -> Scene:
+        return Scene(
+            self.switch.recorder.events[self.start :],
+            self.aliases,
+            self.case.transport,
+            self.switch.subclass,
+            before,
+            time.time(),
+            self.ended,
+            self.killed_ns,
+            bool(self.lab.scenario.users),
         )
-        if registered is None:
-            return [f"report for {alias} with Call-ID {found.call_id}, port {found.network_port}: never registered"]
-        transport = self.case.transport
-        wanted: dict[str, tuple[object, object]] = {
-            name: (event.get(name), registered.get(name))
-            for name in ("profile-name", "from-host", "contact", "call-id", "user-agent", "network-ip", "network-port")
-        }
-        wanted["transport"] = (found.transport, transport)
-        wanted["registrations-left"] = (found.registrations_left, left)
-        if self.ended:
-            wanted["address of the client"] = ((found.network_ip, found.network_port), self.ended)
-        problems = [
-            f"{name} for {alias} is {came!r}, not {must!r}" for name, (came, must) in wanted.items() if came != must
-        ]
-        if found.close_cause not in causes:
-            problems.append(f"close-cause for {alias} is {found.close_cause}, not {' or '.join(sorted(causes))}")
-        if found.error_name not in ERRNOS.get(found.close_cause, {found.error_name}):
-            problems.append(f"error-name for {alias} is {found.error_name} with close-cause {found.close_cause}")
-        # A REGISTER of a storm may be answered when its connection has ended.
-        latest = found.detected_at_us // 10**6 if self.ended else int(time.time())
-        if not found.connected_at - CLOCK_SKEW <= found.registered_at <= latest:
-            problems.append(
-                f"connected-at {found.connected_at}, registered-at {found.registered_at} and "
-                f"detected-at-us {found.detected_at_us} are not in that order"
-            )
-        detected, arrived = found.detected_at_us / 1e6 - before, event.arrived_ns / 1e9 - before
-        stage.delays.append(detected)
-        stage.arrivals.append(arrived)
-        if not found.detected_at_us * 1000 <= event.arrived_ns:
-            problems.append(f"detected {detected - arrived:.6f} s after its arrival")
-        if not stage.expected.optional and "storm" not in stage.step and detected < -0.001:
-            problems.append(f"detected {-detected:.3f} s before the end")
-        if arrived > LATE:
-            problems.append(f"came {arrived:.3f} s after the end")
-        return problems
 
-    def _check_rest(self, stages: Sequence[Stage]) -> None:
+    def _mine(self, start: int) -> tuple[list[Event], list[Event]]:
+        """Return the reports and the unregisters by the server for the users of this case since `start`."""
+        scene, events = self._scene(0), self.switch.recorder.events[start:]
+        return scene.reports(events), scene.unregisters(events)
+
+    def _check_rest(self, stages: list[Stage]) -> None:
         """Nothing may come but what a step was followed by."""
         reports, unregisters = self._mine(self.start)
+        if not stages:
+            stages.append(Stage("the end", Expected()))
         known = sum(stage.reports for stage in stages)
         if len(reports) != known:
-            late = Stage("the end", Expected())
-            late.problems.append(f"{len(reports)} reports in all, {known} where they were expected")
-            stages[-1].problems += late.problems
+            stages[-1].problems.append(f"{len(reports)} reports in all, {known} where they were expected")
         known = sum(stage.unregisters for stage in stages)
         if len(unregisters) != known and self.case.transport in ("tcp", "tls"):
             stages[-1].problems.append(f"{len(unregisters)} unregisters in all, {known} where they were expected")
+        if any(stage.problems for stage in stages):
+            for client in self.sipps.values():
+                client.keep_logs()
 
     def _tidy(self) -> None:
         for client in self.clients.values():
@@ -512,6 +502,8 @@ class Player:
         for process in self.processes.values():
             process.kill()
             process.wait(5)
+        for running in self.sipps.values():
+            running.remove()
 
 
 def soon(done: Callable[[], bool], timeout: float = 5.0) -> bool:
@@ -524,10 +516,58 @@ def soon(done: Callable[[], bool], timeout: float = 5.0) -> bool:
     return True
 
 
-def _is_disconnection(event: Event) -> bool:
-    return event.subclass == UNREGISTER and event.get("reason") == "socket-disconnection"
+def problems(case: Case, stages: Sequence[Stage]) -> list[str]:
+    """Return what was wrong in `case`, one line each, with the step if its steps are what the report shows."""
+    return [
+        problem if case.done else f"{re.sub(' +', ' ', stage.step)}: {problem}"
+        for stage in stages
+        for problem in stage.problems
+    ]
 
 
-def problems(stages: Sequence[Stage]) -> list[str]:
-    """Return what was wrong, one line each."""
-    return [f"{re.sub(' +', ' ', stage.step)}: {problem}" for stage in stages for problem in stage.problems]
+def verbs() -> dict[str, str]:
+    """Return what a table can call: the first line of each verb's docstring, by its name and arguments."""
+    found = {}
+    for name, method in sorted(_VERBS.items()):
+        _, *parameters = inspect.signature(method).parameters.values()
+        words = [
+            f"[{item.name}]" if item.default != item.empty else f"{item.name}..." if item.kind == item.VAR_POSITIONAL
+            else item.name
+            for item in parameters
+        ]  # fmt: skip
+        found[" ".join([name, *words])] = (method.__doc__ or "").splitlines()[0]
+    return found
+
+
+def check(scenario: Scenario) -> None:
+    """Raise ToolkitError, with the file, the case and the step, if a step of `scenario` can't be played."""
+    where = short(scenario.directory / "table.yaml")
+    for variant in scenario.images:
+        for case in scenario.cases(variant):
+            for step in case.steps:
+                for problem in _misread(scenario, step.partition(ARROW)[0].split()):
+                    raise ToolkitError(f"{where}: case '{case.name}': step '{step}': {problem}")
+
+
+def _misread(scenario: Scenario, words: Sequence[str]) -> Iterator[str]:
+    name, *arguments = words or [""]
+    if name not in _VERBS:
+        yield f"there is no verb '{name}': one of {', '.join(sorted(_VERBS))}"
+        return
+    try:
+        inspect.signature(_VERBS[name]).bind(None, *arguments)
+    except TypeError:
+        usage = next(line for line in verbs() if line.split()[0] == name)
+        yield f"{len(arguments)} arguments: write '{usage}'"
+        return
+    if name == "sipp" and not scenario.has(f"sipp/{arguments[1]}.xml"):
+        yield f"there is no {short(scenario.directory)}/sipp/{arguments[1]}.xml.j2: add it"
+    for alias in _named(_VERBS[name], arguments).values() if scenario.users else ():
+        if alias not in scenario.users:
+            yield f"no user '{alias}': add it to users in scenario.yaml"
+
+
+def _named(method: Callable[..., Any], arguments: Sequence[str]) -> Mapping[str, str]:
+    """Return those of `arguments` that are a user's alias."""
+    bound = inspect.signature(method).bind(None, *arguments)
+    return {name: value for name, value in bound.arguments.items() if name == "alias"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 
-from tests.sip import Client
+from scripts.freeswitch.sip import Client
 
 if __name__ == "__main__":
     transport, host, port, user, password, domain = sys.argv[1:]

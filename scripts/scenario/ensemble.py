@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from tests.player import Case
+from scripts.scenario.table import Case
 
 T = TypeVar("T")
 # How many at once. They share one interpreter, and the machine with what they test.

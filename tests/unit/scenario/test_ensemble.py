@@ -5,8 +5,8 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from tests import ensemble
-from tests.player import Case
+from scripts.scenario import ensemble
+from scripts.scenario.table import Case
 
 ALONE = [Case("alone", "main", transport, (), alone=True) for transport in ("tcp", "tls")]
 TOGETHER = [Case("together", "main", transport, ()) for transport in ("tcp", "tls", "ws")]
