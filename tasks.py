@@ -94,12 +94,17 @@ def reproduce(context: Context, set_: list[str], freeswitch: str = "", sofia_sip
     return diff.reproduce(settings(context, set_, freeswitch, sofia_sip))
 
 
-@command(**RELEASES)
-def verify(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: str = "") -> None:
+@command(
+    scenario="Scenario to play, a folder of templates/scenarios, or `all` (default: kill).",
+    **RELEASES,
+)
+def verify(
+    context: Context, set_: list[str], scenario: str = "kill", freeswitch: str = "", sofia_sip: str = ""
+) -> None:
     """Clone, patch, build, and verify the patched FreeSWITCH with SIPp."""
-    from scripts.scenario import verify
+    from scripts import verify
 
-    verify.verify(settings(context, set_, freeswitch, sofia_sip))
+    verify.verify(settings(context, set_, freeswitch, sofia_sip), scenario)
 
 
 @command(tip="Try the newest commits of the upstreams instead, released or not.")
@@ -240,6 +245,38 @@ def bench(
     from scripts.bench import suite
 
     suite.run(settings(context, set_), quick, docs, only, with_kamailio)
+
+
+@command(
+    cycles="How often a client connects, registers and dies.",
+    profile="SIP profile of the scenario `deaths`.",
+    cpus="CPUs that FreeSWITCH is made to believe in (0: those of this machine).",
+    stock="Soak the stock image, to compare with.",
+    pending="Let clients die with NOTIFYs, subscriptions and calls pending.",
+    limit="End after so many seconds.",
+)
+def soak(
+    context: Context,
+    set_: list[str],
+    cycles: int = 10000,
+    profile: str = "main",
+    cpus: int = 0,
+    stock: bool = False,
+    pending: bool = False,
+    limit: int = 3600,
+) -> bool:
+    """Connect, register, die, many thousand times: what is left behind?"""
+    from scripts.bench import soak
+
+    return soak.soak(settings(context, set_), cycles, profile, cpus, stock, pending, limit)
+
+
+@command()
+def compare(context: Context, set_: list[str]) -> bool:
+    """Write docs/comparison.md: the scenario `deaths`, and what crosses, against stock and patched FreeSWITCH."""
+    from tests import compare
+
+    return compare.compare(settings(context, set_))
 
 
 @command(

@@ -1,6 +1,6 @@
 """Write docs/comparison.md: the table of cases, and what crosses, against stock and patched FreeSWITCH.
 
-    python -m tests.compare
+    inv compare
 
 What stock offers for the purpose is tcp-unreg-on-socket-close: it is set in
 every profile of the stock run, and its sofia::unregister with the reason
@@ -12,9 +12,7 @@ is a matter of luck.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import sys
 import tempfile
 import threading
 import time
@@ -30,23 +28,24 @@ from scripts.bench import offenders
 from scripts.bench.offenders import Raw
 from scripts.errors import ToolkitError
 from scripts.freeswitch.events import UNREGISTER
+from scripts.freeswitch.sip import Client
 from scripts.machine import terminal
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.machine.terminal import Work
-from scripts.pins.settings import Settings, load
+from scripts.pins.settings import Settings
 from scripts.report import write
-from scripts.scenario import outcome
+from scripts.scenario import ensemble, outcome, table
+from scripts.scenario import lab as lab_module
+from scripts.scenario.lab import DOMAIN, Lab
 from scripts.scenario.outcome import Verdict
-from tests import ensemble, player, races
-from tests import lab as lab_module
-from tests.lab import DOMAIN, Lab
-from tests.player import Case, Player, Stage
-from tests.record import Record, together
-from tests.sip import Client
+from scripts.scenario.player import Player
+from scripts.scenario.record import Record, together
+from scripts.scenario.table import PATCHED, STOCK, Case
+from tests import races
 
 FILE = ROOT / "docs" / "comparison.md"
-STOCK = {"tcp-unreg-on-socket-close": "true"}
+UNREGISTERING = {"tcp-unreg-on-socket-close": "true"}
 # What these parameters do is not the stock image's to show.
 PATCHED_ONLY = frozenset({"remove", "both", "quiet"})
 # What crosses, with passwords where there are any: so often over each transport, or as often as it takes.
@@ -67,14 +66,17 @@ class Run:
 def measure(settings: Settings, variant: str, work: Work) -> Run:
     """Run the table against the image `variant`; `work` shows the progress."""
     outcomes = {}
-    record = Record(variant)
-    cases = player.load()
-    if variant == "stock":
+    scenario = table.load("deaths")
+    record = Record(scenario, variant, compared=variant == STOCK)
+    cases = scenario.cases(PATCHED)
+    if variant == STOCK:
         cases = [_for_stock(case) for case in cases if case.profile not in PATCHED_ONLY]
     with (
         tempfile.TemporaryDirectory() as directory,
         work.task(variant, len(cases)) as shown,
-        lab_module.start(settings, Path(directory), variant, parameters=STOCK if variant == "stock" else None) as lab,
+        lab_module.start(
+            settings, scenario, Path(directory), variant, parameters=UNREGISTERING if variant == STOCK else None
+        ) as lab,
     ):
         version = " ".join(lab.freeswitch.recorder.api("version").split())
         labels = dict(lab.freeswitch.container.image.labels)
@@ -121,7 +123,7 @@ def measure_offenders(settings: Settings, variant: str, work: Work) -> dict[offe
     with (
         tempfile.TemporaryDirectory() as directory,
         work.task(f"{variant}, offenders", len(offenders.CASES)) as shown,
-        lab_module.start(settings, Path(directory), variant) as lab,
+        lab_module.start(settings, table.load("deaths"), Path(directory), variant) as lab,
     ):
         for case in offenders.CASES:
             with Bystander(lab) as bystander:
@@ -190,26 +192,24 @@ def _failure(error: Exception) -> str:
 
 def _outcome(record: Record, lab: Lab, case: Case) -> str:
     try:
-        with record.case(lab, case) as entry:
-            entry.stages = entry.player.play()
+        with record.case(lab, case) as playing:
+            playing.play()
     except (AssertionError, OSError, UnicodeDecodeError, ToolkitError) as error:
         # Stock can write what belongs to another connection into this one: an alert of TLS is no text.
         return _failure(error)
-    if record.variant == "patched":
-        problems = player.problems(entry.stages)
-        if problems:
-            record.note(case, Verdict.FAILED, problems=problems)
-        return "; ".join(problems) or "as it must be"
-    outcome, right = _judge_stock(entry.player, entry.stages)
+    if not record.compared:
+        return "; ".join(record.results[case].problems) or "as it must be"
+    outcome, right = _judge_stock(playing)
     record.note(case, Verdict.PASSED if right else Verdict.FAILED, came=outcome)
     return outcome
 
 
-def _judge_stock(play: Player, stages: Sequence[Stage]) -> tuple[str, bool]:
+def _judge_stock(play: Player) -> tuple[str, bool]:
     """Return in words how many of the expected reports came as an unregister, and how many that were not.
 
     And whether it is as with the patch: all of them in time, and nothing else.
     """
+    stages = play.stages
     wanted = sum(len(stage.expected.reports) for stage in stages)
     found = wrong = 0
     for stage in stages:
@@ -280,7 +280,7 @@ def document(
     lines = [
         "# Stock and patched FreeSWITCH compared",
         "",
-        "Written by `python -m tests.compare`, which runs tests/matrix.yaml, tests/races.py and",
+        "Written by `inv compare`, which plays templates/scenarios/deaths, tests/races.py and",
         "scripts/bench/offenders.py against both images. Don't edit.",
         "",
         "- **patched**: what must come according to the table came, and nothing else, within a second.",
@@ -309,33 +309,22 @@ def document(
 
 def compared(stock: Record, patched: Record) -> outcome.Run:
     """Return what the report is made of: both images side by side, stock only to be compared with."""
-    return replace(together(patched, stock), name="comparison", compared={stock.variant})
+    return replace(together(patched, stock), name="comparison", compared={stock.name})
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write; return the exit code: 1 if the patched image is not as it must be."""
-    parser = argparse.ArgumentParser(description=f"Measure both images and write {FILE.relative_to(ROOT)}.")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
-    terminal.configure(parser.parse_args(arguments).quiet)
-    settings, console = load(), get_console()
-    try:
-        with terminal.work(console) as work, ThreadPoolExecutor(2) as pool:
-            variants = ("stock", "patched")
-            stock, patched = pool.map(lambda variant: measure(settings, variant, work), variants)
-            measured = pool.map(lambda variant: measure_offenders(settings, variant, work), variants)
-            offended = dict(zip(variants, measured, strict=True))
-            # One after the other: each has two FreeSWITCHes busy.
-            crossed = {variant: measure_races(settings, variant, work) for variant in variants}
-    except ToolkitError as error:
-        terminal.loud(console).print(str(error), soft_wrap=True)
-        return 1
+def compare(settings: Settings) -> bool:
+    """Measure and write; return whether the patched image is as it must be."""
+    console = get_console()
+    with terminal.work(console) as work, ThreadPoolExecutor(2) as pool:
+        variants = ("stock", "patched")
+        stock, patched = pool.map(lambda variant: measure(settings, variant, work), variants)
+        measured = pool.map(lambda variant: measure_offenders(settings, variant, work), variants)
+        offended = dict(zip(variants, measured, strict=True))
+        # One after the other: each has two FreeSWITCHes busy.
+        crossed = {variant: measure_races(settings, variant, work) for variant in variants}
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(document(settings, stock, patched, crossed, offended))
-    try:
-        page = write.write(compared(stock.record, patched.record), settings.report_directory)
-    except ToolkitError as error:
-        terminal.loud(console).print(str(error), soft_wrap=True)
-        return 1
+    page = write.write(compared(stock.record, patched.record), settings.report_directory)
     wrong = [str(case) for case, outcome in patched.outcomes.items() if outcome != "as it must be"]
     wrong += [
         str(case)
@@ -348,8 +337,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"wrote {FILE.relative_to(ROOT)}: {count} cases, {len(wrong)} not as they must be; report in {page}",
         soft_wrap=True,
     )
-    return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return not wrong
