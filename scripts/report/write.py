@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -22,6 +23,8 @@ from scripts.scenario.outcome import Result, Run, Verdict
 
 # What XML 1.0 can't hold, not even escaped.
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Results that a terminal has room for.
+PAGE = 40
 STYLES = {
     Verdict.PASSED: "green",
     Verdict.FAILED: "bold red",
@@ -60,19 +63,25 @@ def prepare(directory: Path) -> None:
 
 
 def show(run: Run, console: Console | None = None) -> None:
-    """Print the results as a table."""
-    table = Table(title="verify", show_lines=True)
+    """Print the results as a table; of more than a page, those that did not pass, and how many did."""
+    shown = run.results if len(run.results) <= PAGE else run.failures
+    table = Table(title=run.name, show_lines=True)
     for name in ("image", "case", "done", "expected", "came"):
         table.add_column(name, overflow="fold")
     table.add_column("ms", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for result in run.results:
+    for result in shown:
         # Text, because brackets in a log line aren't markup.
-        cells = [result.variant, result.case, result.done, result.expected]
+        cells = [result.variant, result.name, result.done, result.expected]
         cells.append("\n".join([result.came, *result.problems]).strip())
         cells.append("" if result.delay_ms is None else f"{result.delay_ms:.1f}")
         table.add_row(*map(Text, cells), Text(result.verdict, STYLES[result.verdict]))
-    (console or get_console()).print(table)
+    console = console or get_console()
+    if shown:
+        console.print(table)
+    if len(run.results) > PAGE:
+        counts = Counter(result.verdict for result in run.results)
+        console.print(f"{run.name}: {', '.join(f'{count} {verdict}' for verdict, count in counts.items())}")
 
 
 def _replace(path: Path, content: str) -> None:

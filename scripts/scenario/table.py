@@ -70,6 +70,9 @@ class _Needs(_Strict):
         return value
 
 
+FIELDS = tuple(_Needs.model_fields)
+
+
 class _Row(_Strict):
     """A row of table.yaml. A step is a line or, where the images differ, a line with an outcome for each of them."""
 

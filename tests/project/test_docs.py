@@ -25,6 +25,8 @@ from scripts.freeswitch import events
 from scripts.machine.files import ROOT
 from scripts.pins import settings
 from scripts.pins.settings import Settings
+from scripts.scenario import judge, player
+from scripts.scenario import table as scenarios
 from scripts.sources import trees
 from tests.documentation import PAGES, Link, Snippet, anchors, api_lines, commands, links, snippets, table
 from tests.project.test_inv import made, run
@@ -283,17 +285,17 @@ def test_lines_that_need_the_upstreams(project: Path, real_settings: Settings) -
     assert {path.name: path.read_bytes() for path in project.glob("patches/*/*.patch")} == before
 
 
-def test_modules_that_are_run_directly() -> None:
-    """They exist and have the options; they are not run, each takes long."""
-    seen = []
-    for snippet in snippets():
-        for words in commands(snippet.text) if snippet.text.startswith(".venv/bin/python ") else []:
-            assert words[1] == "-m", snippet
-            file = ROOT / f"{words[2].replace('.', '/')}.py"
-            assert file.exists(), snippet
-            assert all(f'"{word}"' in file.read_text() for word in words if word.startswith("--")), snippet
-            seen.append(words[2])
-    assert {"tests.soak", "tests.compare"} <= {*seen}
+def test_language_of_the_tables_is_described() -> None:
+    """Every verb, what each outcome of the page means to the judge, every field of a scenario, every scenario."""
+    cells = {
+        name: [cell for row in table("docs/scenarios.md", name) for cell in row]
+        for name in ("Scenarios", "Outcomes", "Verbs", "A scenario")
+    }
+    assert sorted(cells["Scenarios"]) == scenarios.names()
+    kinds = {one.kind for cell in cells["Outcomes"] for one in judge.read(cell)[0]}
+    assert kinds == {"report", "unregistered", "itself", "registered"}
+    assert cells["Verbs"] == list(player.verbs())
+    assert sorted(cells["A scenario"]) == sorted(scenarios.FIELDS)
 
 
 def test_filters_of_ss_and_tcpdump() -> None:
