@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from docker.errors import DockerException, ImageNotFound
+from docker.errors import DockerException, ImageNotFound, NotFound
 from requests.exceptions import RequestException
 from rich import get_console
 from rich.console import Console
@@ -22,6 +22,8 @@ from scripts.machine import engine, terminal
 from scripts.pins.settings import Settings
 
 INSTALL = "install it (`apt-get install debootstrap`)"
+# It, and what it fetches packages with, whose libraries git needs, too.
+PACKAGES = ("debootstrap", "wget")
 
 
 def ensure(settings: Settings, console: Console | None = None) -> None:
@@ -42,6 +44,11 @@ def ensure(settings: Settings, console: Console | None = None) -> None:
             client.images.pull(*_reference(name))
             console.print(f"{name}: pulled", soft_wrap=True)
             return
+        except NotFound as error:
+            # There is a registry, and it does not know the name: Debian is not what was asked for.
+            raise ToolkitError(
+                f"{name}: the registry has no such image ({engine.brief(error)}): correct build.base_image, or log in"
+            ) from error
         except (DockerException, RequestException) as error:
             reason = engine.brief(error)
     console.print(f"{name}: cannot be pulled ({reason}); bootstrapping {settings.base_suite} instead", soft_wrap=True)
@@ -51,18 +58,47 @@ def ensure(settings: Settings, console: Console | None = None) -> None:
 def make(settings: Settings, console: Console | None = None) -> None:
     """Make the base image out of the packages of `base_suite` with debootstrap.
 
-    Needs root or sudo, and takes a minute or two. Raises ToolkitError if
-    something it needs is missing or fails; its temporary directory (some
-    300 MB in the build directory) is removed in any case.
+    Needs root or sudo, and takes a minute or two; debootstrap is downloaded
+    where it is not installed. Raises ToolkitError if something it needs is
+    missing or fails; its temporary directory (some 300 MB in the build
+    directory) is removed in any case.
     """
     console = console or get_console()
-    tool = debootstrap()
-    if tool is None:
-        raise ToolkitError(f"debootstrap is missing, so {settings.base_image} cannot be made: {INSTALL}")
-    with engine.connect(), _directory(settings) as root:
-        _bootstrap([*_root_command(), tool, "--variant=minbase", settings.base_suite, str(root)], console)
+    with engine.connect(), _directory(settings) as root, tempfile.TemporaryDirectory(prefix="toolkit-") as tools:
+        command = _tool(settings, Path(tools), console)
+        _bootstrap([*_root_command(), *command, "--variant=minbase", settings.base_suite, str(root)], console)
         _import(settings, root)
     console.print(f"{settings.base_image}: made from {settings.base_suite}", soft_wrap=True)
+
+
+def _tool(settings: Settings, directory: Path, console: Console) -> list[str]:
+    """Return what calls debootstrap, which may be downloaded to `directory`: anybody can, and it runs where it is."""
+    if found := debootstrap():
+        return [found]
+    missing = [name for name in PACKAGES if name == "debootstrap" or shutil.which(name) is None]
+    console.print(f"debootstrap: not installed, downloading {' and '.join(missing)}", soft_wrap=True)
+    try:
+        _run(["apt-get", "download", "-q", *missing], directory)
+        for package in directory.glob("*.deb"):
+            _run(["dpkg-deb", "-x", str(package), "."], directory)
+    except (OSError, subprocess.CalledProcessError) as error:
+        told = " ".join((getattr(error, "stderr", None) or str(error)).split())[-200:]
+        raise ToolkitError(
+            f"debootstrap is missing, so {settings.base_image} cannot be made, and it cannot be downloaded "
+            f"({told}): {INSTALL}"
+        ) from None
+    path = f"{directory / 'usr/bin'}:{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    library = directory / "usr/share/debootstrap"
+    return ["env", f"PATH={path}", f"DEBOOTSTRAP_DIR={library}", str(directory / "usr/sbin/debootstrap")]
+
+
+def _run(command: list[str], directory: Path) -> None:
+    subprocess.run(command, cwd=directory, check=True, capture_output=True, text=True, errors="replace")
+
+
+def can_make() -> bool:
+    """Return whether debootstrap is here, or what downloads it."""
+    return debootstrap() is not None or shutil.which("apt-get") is not None
 
 
 def debootstrap() -> str | None:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from scripts.errors import ToolkitError
-from scripts.image.base import INSTALL, debootstrap
+from scripts.image.base import INSTALL, can_make
 from scripts.machine import engine, terminal
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
@@ -135,9 +135,9 @@ def _base_image(client: DockerClient, image: str) -> Check:
         return Check(name, "can be pulled")
     except (DockerException, RequestException):
         pass
-    if debootstrap():
+    if can_make():
         return Check(name, "cannot be pulled, `inv base` will make it with debootstrap")
-    return Check(name, "neither present nor to be pulled, and debootstrap is missing", INSTALL)
+    return Check(name, "neither present nor to be pulled, and neither debootstrap nor apt-get is there", INSTALL)
 
 
 def _port(port: int) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import uuid
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from scripts.errors import ToolkitError
+from scripts.image import base
 from scripts.machine import engine
 from scripts.machine import registry as registry_module
 from scripts.pins.settings import Settings
@@ -30,6 +32,12 @@ def locked(registries: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     with engine.connect() as client, registries_module.run(client, "locked.yml") as place:
         yield place
+
+
+def test_mistyped_base_image_is_not_made(registry: str, registries: Settings) -> None:
+    wrong = dataclasses.replace(registries, base_image=f"{registry}/debian:bokworm")
+    with pytest.raises(ToolkitError, match="the registry has no such image .*: correct build.base_image"):
+        base.ensure(wrong, quiet())
 
 
 def test_login_opens_the_registry_and_logout_closes_it(

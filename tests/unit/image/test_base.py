@@ -95,10 +95,38 @@ def test_failure_of_debootstrap(named: Settings, tmp_path: Path, monkeypatch: py
         assert client.images.list(name=named.base_image) == []
 
 
-def test_missing_debootstrap(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_debootstrap_that_cannot_be_downloaded(
+    named: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "apt-get").write_text("#!/bin/sh\necho 'E: Unable to locate package debootstrap' >&2\nexit 100\n")
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(base, "debootstrap", lambda: None)
-    with pytest.raises(ToolkitError, match=r"debootstrap is missing.*apt-get install debootstrap"):
-        base.make(settings)
+    with pytest.raises(ToolkitError, match=r"debootstrap is missing.*Unable to locate.*apt-get install debootstrap"):
+        base.make(named)
+    assert not named.build_directory.exists()
+
+
+def test_missing_debootstrap_is_downloaded(named: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an ordinary user can: what is in the package runs from where it was unpacked."""
+    needs_root()
+    for name, body in {
+        "apt-get": 'test "$1" = download && touch debootstrap_1.deb',
+        "dpkg-deb": 'test "$1 $3" = "-x ." && mkdir -p usr/sbin usr/share/debootstrap && cp "$SCRIPT" '
+        "usr/sbin/debootstrap",
+        "script": 'test -d "$DEBOOTSTRAP_DIR" && mkdir -p "$3/etc" && echo 12 >"$3/etc/debian_version"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("SCRIPT", str(tmp_path / "script"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(base, "debootstrap", lambda: None)
+    output = io.StringIO()
+    base.make(named, Console(file=output))
+    assert "debootstrap: not installed, downloading debootstrap" in output.getvalue()
+    with engine.connect() as client:
+        assert client.images.get(named.base_image).labels == engine.IMAGE_LABEL
+    assert not named.build_directory.exists()
 
 
 def test_without_docker(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def test_unreachable_source(settings: Settings, tmp_path: Path) -> None:
 
 def test_missing_base_image_names_the_way_out(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_docker()
-    monkeypatch.setattr(doctor, "debootstrap", lambda: None)
+    monkeypatch.setattr(doctor, "can_make", lambda: False)
     missing = dataclasses.replace(settings, base_image="localhost:9/nowhere:none")
     passed, output = lines(missing)
     assert not passed
