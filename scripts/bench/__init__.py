@@ -1,6 +1,8 @@
 """The benchmark: stock and patched FreeSWITCH side by side, on this machine.
 
 `suite`: runs it
+`parts`: what is measured of which servers
+`plan`: how much of everything
 `measure`: one measurement at one server
 `box`: the containers of FreeSWITCH
 `kamailio`: Kamailio beside it, for comparison
@@ -9,5 +11,6 @@
 `offenders`: clients that could hold up others
 `crowd`: the processes of many of them, and of the others
 `figures`: statistics and targets
-`plot`: what is left for the reader
+`plot`: the curves
+`page`: what is left for the reader
 """

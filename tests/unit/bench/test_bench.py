@@ -15,11 +15,13 @@ import pytest
 from rich.console import Console
 
 from scripts.bench import load, measure, plot, stream, suite
+from scripts.bench import page as pages
 from scripts.bench.box import PATCHED, PLAIN, STOCK, configuration
 from scripts.bench.figures import Curve, Figure, Outcome, Rule, Target, machine, number, quantile, rows, show, spread
 from scripts.bench.figures import write as write_outcome
 from scripts.bench.load import Pace
 from scripts.bench.measure import Storm, checked, is_report, reckon
+from scripts.bench.parts import PARTS
 from scripts.bench.stream import Stamped, frame, marker_of, parse
 from scripts.errors import ToolkitError
 
@@ -328,7 +330,7 @@ def test_a_report_that_cannot_be_written_is_one_clear_line(outcome: Outcome, tmp
 def test_plots_and_page_are_published(outcome: Outcome, tmp_path: Path) -> None:
     files = plot.draw(outcome, tmp_path / "plots")
     assert {file.name for file in files} == {f"{n}.{f}" for n in ("latency", "storm", "cost") for f in ("png", "svg")}
-    text = suite.publish(outcome, files, tmp_path / "docs").read_text()
+    text = pages.publish(outcome, files, tmp_path / "docs").read_text()
     for link in re.findall(r"\]\((.*?)\)", text):
         assert (tmp_path / "docs" / link).exists()
     assert "| time | ms | 11.0 [10.0–12.0] |" in text
@@ -356,7 +358,7 @@ def test_the_images_differ_in_the_flag_only() -> None:
 def test_an_unknown_part_is_one_clear_line() -> None:
     with pytest.raises(ToolkitError, match="--only nonsense: there is no such part, use idle, latency, "):
         suite._parts("storm,nonsense")
-    assert suite._parts("") == list(suite.PARTS)
+    assert suite._parts("") == list(PARTS)
 
 
 def test_too_many_connections_for_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

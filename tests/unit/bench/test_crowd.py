@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from scripts.bench import crowd, load, suite
+from scripts.bench import crowd, load
+from scripts.bench import page as pages
 from scripts.bench.box import OFFENDED, PATCHED, configuration
 from scripts.bench.crowd import Crowd, Met, Others
 from scripts.bench.figures import OFFENCE_HEADINGS, Figure, Marks, Offence, Offences, Outcome, Sample, machine
@@ -92,10 +93,10 @@ SECTION = "## Offenders\n\nnew \\1\n\n"
 
 
 def test_a_section_is_put_before_the_machine_and_then_replaced() -> None:
-    once = suite.with_section(PAGE, SECTION)
+    once = pages.with_section(PAGE, SECTION)
     assert once == PAGE.replace("## Machine", f"{SECTION}## Machine")
-    assert suite.with_section(once.replace("new", "old\n\n| old |"), SECTION) == once
-    assert suite.with_section("# Other\n", SECTION) == f"# Other\n{SECTION}"
+    assert pages.with_section(once.replace("new", "old\n\n| old |"), SECTION) == once
+    assert pages.with_section("# Other\n", SECTION) == f"# Other\n{SECTION}"
 
 
 @pytest.fixture
@@ -105,17 +106,17 @@ def outcome(offences: Offences) -> Outcome:
 
 def test_offenders_alone_leave_the_rest_of_the_page_as_it_is(outcome: Outcome, tmp_path: Path) -> None:
     (tmp_path / "benchmark.md").write_text(PAGE)
-    text = suite.publish(outcome, [], tmp_path).read_text()
+    text = pages.publish(outcome, [], tmp_path).read_text()
     assert text.startswith("# Benchmark\n\n## Figures\n\nfigures\n\n## Offenders\n")
     assert text.endswith("\n\n## Machine\n\n2 cores\n")
     assert "`inv bench --only offenders --docs`" in text and "Load: 1." in text
     assert "| half | ws, wss | 8.00 |" in text
-    assert suite.publish(outcome, [], tmp_path).read_text() == text
+    assert pages.publish(outcome, [], tmp_path).read_text() == text
 
 
 def test_the_whole_page_has_them_too(outcome: Outcome, tmp_path: Path) -> None:
     everything = replace(outcome, figures=[Figure("time", "ms", [10], [3])])
-    text = suite.publish(everything, [], tmp_path).read_text()
+    text = pages.publish(everything, [], tmp_path).read_text()
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         "## Figures",
         "## Offenders",
@@ -124,7 +125,7 @@ def test_the_whole_page_has_them_too(outcome: Outcome, tmp_path: Path) -> None:
     ]
     assert "| time | ms |" in text and "| half | ws, wss |" in text
     assert text.count("Load: 1.") == 1
-    assert "Offenders" not in suite.page(replace(everything, offences=None))
+    assert "Offenders" not in pages.page(replace(everything, offences=None))
 
 
 def test_every_case_of_the_tests_is_an_offender() -> None:

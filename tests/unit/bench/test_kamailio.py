@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from scripts.bench import kamailio, measure, plot, suite
+from scripts.bench import page as pages
 from scripts.bench.figures import Curve, Figure, Outcome, headings, machine, rows, summary, write
 from scripts.bench.load import register
 from scripts.bench.stream import marker_of, parse
@@ -150,7 +151,7 @@ def test_there_is_a_third_column_if_it_was_asked_for(outcome: Outcome, tmp_path:
     document = json.loads(write(outcome, tmp_path).read_text())
     assert document["kamailio"] == "5.6.3"
     assert document["figures"][0]["kamailio"] == [2, 4]
-    page = suite.page(outcome)
+    page = pages.page(outcome)
     assert "`inv bench --quick --with-kamailio --docs`" in page
     assert "| time | ms | 10.0 | 3.00 | 3.00 [2.00–4.00] | 0.300 |" in page
     assert "version 5.6.3" in page
@@ -162,7 +163,7 @@ def test_there_is_no_third_column_otherwise(outcome: Outcome, tmp_path: Path) ->
     assert len(rows(outcome.figures)[0]) == len(headings())
     assert "amailio" not in summary(outcome.figures[0])
     assert "amailio" not in write(outcome, tmp_path).read_text().replace('"kind": "kamailio"', "")
-    assert "amailio" not in suite.page(outcome)
+    assert "amailio" not in pages.page(outcome)
 
 
 def test_its_curves_are_in_the_plots(outcome: Outcome, tmp_path: Path) -> None:
