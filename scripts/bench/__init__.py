@@ -2,6 +2,7 @@
 
 `suite`: runs it
 `parts`: what is measured of which servers
+`metrics`: what is taken of the results, and the targets
 `plan`: how much of everything
 `measure`: one measurement at one server
 `box`: the containers of FreeSWITCH

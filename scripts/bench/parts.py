@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import time
 from collections import defaultdict
@@ -15,7 +14,7 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from scripts.bench import kamailio, measure
+from scripts.bench import kamailio, measure, metrics
 from scripts.bench.box import (
     OFFENDED,
     PATCHED,
@@ -28,7 +27,7 @@ from scripts.bench.box import (
     Yard,
 )
 from scripts.bench.crowd import serve_others
-from scripts.bench.figures import Curve, Figure, Offence, Offences, Outcome, Rule, Sample, Target, quantile
+from scripts.bench.figures import Curve, Figure, Offence, Offences, Outcome, Sample
 from scripts.bench.kamailio import Kamailio
 from scripts.bench.load import Worker
 from scripts.bench.measure import Server
@@ -38,8 +37,6 @@ from scripts.errors import ToolkitError
 from scripts.machine import terminal
 
 T = TypeVar("T")
-R = TypeVar("R")
-MIB = 2**20
 
 
 @dataclass
@@ -87,28 +84,6 @@ class Bench:
         self.outcome.figures += figures
 
 
-def compared(
-    name: str,
-    unit: str,
-    value: Callable[[R], float],
-    stock: Sequence[R],
-    patched: Sequence[R],
-    third: Sequence[R] = (),
-    target: Target | None = None,
-    baseline: str = "",
-) -> Figure:
-    """Return the figure whose values are `value` of the results of each server; `third` are Kamailio's."""
-    return Figure(
-        name,
-        unit,
-        [value(result) for result in stock],
-        [value(result) for result in patched],
-        target,
-        baseline,
-        kamailio=[value(result) for result in third],
-    )
-
-
 def storm(bench: Bench) -> None:
     """N connections whose owner is killed."""
     plan = bench.plan
@@ -117,89 +92,17 @@ def storm(bench: Bench) -> None:
         boxes, plan.storm_runs, lambda box: measure.storm(box, plan.storm)
     )
     third = rest[0] if rest else []
-    title = f"storm of {plan.storm:,} connections"
     bench.add(
-        compared(
-            f"{title}: kill to last report",
-            "ms",
-            lambda result: result.seconds * 1e3,
-            stock,
-            patched,
-            target=Target(Rule.RATIO_AT_MOST, 0.4),
-            third=third,
-        ),
-        compared(
-            f"{title}: CPU",
-            "s",
-            lambda result: result.cpu,
-            stock,
-            patched,
-            target=Target(Rule.RATIO_AT_MOST, 0.5),
-            third=third,
-        ),
-        compared(
-            f"{title}: reports lost",
-            "",
-            lambda result: result.lost,
-            stock,
-            patched,
-            target=Target(Rule.PATCHED_AT_MOST, 0),
-            third=third,
-        ),
-        compared(
-            f"{title}: reports twice",
-            "",
-            lambda result: result.twice,
-            stock,
-            patched,
-            target=Target(Rule.PATCHED_AT_MOST, 0),
-            third=third,
-        ),
-        compared(
-            f"{title}, with tp-error-unregister: kill to last report",
-            "ms",
-            lambda result: result.seconds * 1e3,
-            stock,
-            removing,
-            third=third,
-        ),
-        compared(
-            f"{title}, with tp-error-unregister: CPU",
-            "s",
-            lambda result: result.cpu,
-            stock,
-            removing,
-            third=third,
-        ),
+        *(metric.figure(stock, patched, third, connections=plan.storm) for metric in metrics.STORM),
+        *(metric.figure(stock, removing, third, connections=plan.storm) for metric in metrics.STORM_WITH_UNREGISTER),
+        metrics.REPEATED.figure(stock, [*patched, *removing], third, storms=f"storms of {plan.storm:,}"),
     )
-    _add_repeated(bench, f"storms of {plan.storm:,}", stock, [*patched, *removing], third)
     bench.outcome.curves["storm"] = [
         Curve(box.name, result.times, list(range(1, len(result.times) + 1)))
         for box, results in zip(boxes, (stock, patched, removing, third), strict=False)
         for result in results
         if result.times
     ]
-
-
-def _add_repeated(
-    bench: Bench,
-    title: str,
-    stock: Sequence[measure.Storm],
-    patched: Sequence[measure.Storm],
-    third: Sequence[measure.Storm],
-) -> None:
-    """Add how many REGISTERs stayed without an answer while storms were prepared, and had to be sent once more."""
-    bench.add(
-        compared(
-            f"{title}: REGISTER without an answer before the storm",
-            "",
-            lambda result: result.registered.repeated,
-            stock,
-            patched,
-            target=Target(Rule.PATCHED_AT_MOST, 0),
-            third=third,
-        )
-    )
 
 
 def sizes(bench: Bench) -> None:
@@ -216,51 +119,22 @@ def sizes(bench: Bench) -> None:
                 bench.say(f"{box.name}, {size:,} connections, run {run_number} of {plan.size_runs}")
                 found[box.name][size].append(measure.storm(box, size))
     low, high = plan.sizes[0], plan.sizes[-1]
-    growth = {
-        name: [
+    names = [STOCK.name, PATCHED.name, *[kamailio.NAME] * bool(bench.third)]
+    growth = [
+        [
             big.per_report / small.per_report
-            for small, big in zip(results[low], results[high], strict=True)
+            for small, big in zip(found[name][low], found[name][high], strict=True)
             if small.per_report
         ]
-        for name, results in found.items()
-    }
+        for name in names
+    ]
+    every = [[storm for runs in found[name].values() for storm in runs] for name in names]
     bench.add(
-        Figure(
-            f"growth of the time per report from {low:,} to {high:,} connections",
-            "x",
-            growth[STOCK.name],
-            growth[PATCHED.name],
-            Target(Rule.PATCHED_AT_MOST, 1.5),
-            kamailio=growth.get(kamailio.NAME, []),
-        )
+        metrics.GROWTH.figure(*growth, low=low, high=high),
+        metrics.SIZES_LOST.figure(*every),
+        *(metrics.SIZE.figure(*(found[name][size] for name in names), connections=size) for size in plan.sizes),
+        metrics.REPEATED.figure(*every, storms="these storms"),
     )
-    every = {name: [storm for runs in results.values() for storm in runs] for name, results in found.items()}
-    bench.add(
-        compared(
-            "reports lost in these storms",
-            "",
-            lambda result: result.lost,
-            every[STOCK.name],
-            every[PATCHED.name],
-            target=Target(Rule.PATCHED_AT_MOST, 0),
-            third=every.get(kamailio.NAME, []),
-        )
-    )
-    for size in plan.sizes:
-        stock, patched = found[STOCK.name][size], found[PATCHED.name][size]
-        third = found[kamailio.NAME][size] if bench.third else []
-        bench.add(
-            compared(
-                f"{size:,} connections: time per report",
-                "µs",
-                lambda result: result.per_report * 1e6,
-                stock,
-                patched,
-                third=third,
-            )
-        )
-
-    _add_repeated(bench, "these storms", every[STOCK.name], every[PATCHED.name], every.get(kamailio.NAME, []))
 
     def curves(value: Callable[[measure.Storm], float]) -> list[Curve]:
         return [
@@ -280,42 +154,7 @@ def registrar(bench: Bench) -> None:
         plan.registrar_runs,
         lambda box: measure.registrar(box, plan.registrations, plan.refreshes),
     )
-    bench.add(
-        compared(
-            "REGISTER over new connections",
-            "1/s",
-            lambda item: item.register.rate,
-            stock,
-            patched,
-            target=Target(Rule.RATIO_AT_LEAST, 0.98),
-            baseline="no flag",
-        ),
-        compared(
-            "REGISTER over new connections: CPU of FreeSWITCH",
-            "ms each",
-            lambda item: item.register.cpu * 1e3,
-            stock,
-            patched,
-            baseline="no flag",
-        ),
-        compared(
-            "REGISTER that refreshes",
-            "1/s",
-            lambda item: item.refresh.rate,
-            stock,
-            patched,
-            target=Target(Rule.NOT_LOWER),
-            baseline="no flag",
-        ),
-        compared(
-            "REGISTER that refreshes: CPU of FreeSWITCH",
-            "ms each",
-            lambda item: item.refresh.cpu * 1e3,
-            stock,
-            patched,
-            baseline="no flag",
-        ),
-    )
+    bench.add(*(metric.figure(stock, patched) for metric in metrics.REGISTRAR))
 
 
 def calls(bench: Bench) -> None:
@@ -323,17 +162,7 @@ def calls(bench: Bench) -> None:
     plan = bench.plan
     boxes = bench.boxes(PLAIN, PATCHED)
     stock, patched = bench.alternate(boxes, plan.call_runs, lambda box: measure.calls(box, plan.calls))
-    bench.add(
-        compared(
-            "calls, answered and hung up",
-            "1/s",
-            lambda item: item.rate,
-            stock,
-            patched,
-            target=Target(Rule.NOT_LOWER),
-            baseline="no flag",
-        )
-    )
+    bench.add(metrics.CALLS.figure(stock, patched))
 
 
 def footprint(bench: Bench) -> None:
@@ -350,24 +179,8 @@ def footprint(bench: Bench) -> None:
                 found[third.name].append(measure.footprint(third, plan.footprint))
     stock, patched = found[PLAIN.name], found[PATCHED.name]
     bench.add(
-        compared(
-            "memory per registration (RSS)",
-            "bytes",
-            lambda item: item.resident,
-            stock,
-            patched,
-            target=Target(Rule.RATIO_AT_MOST, 1.02),
-            baseline="no flag",
-        ),
-        compared(
-            "memory per registration (PSS)",
-            "bytes",
-            lambda item: item.proportional,
-            stock,
-            patched,
-            baseline="no flag",
-            third=found[kamailio.NAME],
-        ),
+        metrics.RESIDENT.figure(stock, patched),
+        metrics.PROPORTIONAL.figure(stock, patched, found[kamailio.NAME]),
     )
 
 
@@ -380,18 +193,7 @@ def latency(bench: Bench) -> None:
         for runs in bench.alternate(boxes, plan.fin_runs, lambda box: measure.latency(box, plan.fins, 0.02, 1))
     )
     third = rest[0] if rest else []
-    for share, limit in ((0.5, 1.0), (0.99, 5.0)):
-        bench.add(
-            compared(
-                f"one FIN to its event: p{share * 100:.0f}",
-                "ms",
-                functools.partial(quantile, share=share),
-                stock,
-                patched,
-                target=Target(Rule.PATCHED_AT_MOST, limit),
-                third=third,
-            )
-        )
+    bench.add(*(metric.figure(stock, patched, third) for metric in metrics.LATENCY))
     bench.outcome.curves["latency"] = [
         Curve(box.name, values, [(index + 1) / len(values) for index in range(len(values))])
         for box, runs in zip(boxes, (stock, patched, third), strict=False)
@@ -405,17 +207,7 @@ def idle(bench: Bench) -> None:
     boxes = bench.servers(PLAIN, PATCHED)
     time.sleep(2)
     shares = [measure.idle(boxes, plan.idle) for _ in range(plan.idle_runs)]
-    bench.add(
-        Figure(
-            "idle with one subscriber: CPU",
-            "% of a core",
-            [share[0] * 100 for share in shares],
-            [share[1] * 100 for share in shares],
-            Target(Rule.NOT_HIGHER),
-            "no flag",
-            kamailio=[share[2] * 100 for share in shares if bench.third],
-        )
-    )
+    bench.add(metrics.IDLE.figure(*zip(*shares, strict=True)))
 
 
 def burden(bench: Bench) -> None:
@@ -430,33 +222,8 @@ def burden(bench: Bench) -> None:
 
 
 def _burden_figures(bench: Bench, title: str, stock: measure.Burden, patched: measure.Burden) -> None:
-    def unanswered(burden: measure.Burden) -> int:
-        return sum(answer is None for answer in burden.answers)
-
-    def slowest(burden: measure.Burden) -> float:
-        return max((answer for answer in burden.answers if answer is not None), default=0.0) * 1e3
-
     bench.add(
-        Figure(
-            f"{title}: REGISTER and OPTIONS without an answer",
-            f"of {len(patched.answers)}",
-            [unanswered(stock)],
-            [unanswered(patched)],
-            Target(Rule.PATCHED_AT_MOST, 0),
-        ),
-        Figure(f"{title}: slowest answer", "ms", [slowest(stock)], [slowest(patched)]),
-        Figure(
-            f"{title}: most memory beyond that at the start",
-            "MiB",
-            [(max(stock.resident) - stock.resident[0]) / MIB],
-            [(max(patched.resident) - patched.resident[0]) / MIB],
-        ),
-        Figure(
-            f"{title}: memory beyond that at the start, at the end",
-            "MiB",
-            [(stock.resident[-1] - stock.resident[0]) / MIB],
-            [(patched.resident[-1] - patched.resident[0]) / MIB],
-        ),
+        *(metric.figure([stock], [patched], title=title, requests=len(patched.answers)) for metric in metrics.BURDEN)
     )
 
 
