@@ -241,7 +241,7 @@ def crossing(stock: Crossed, patched: Crossed) -> list[str]:
     lines = [
         "## What crosses",
         "",
-        "What a client does within a few milliseconds (tests/races.py), with random offsets of up to 2 ms and with",
+        "What a client does within a few milliseconds (tests/races/), with random offsets of up to 2 ms and with",
         "passwords (`crowd`, the last one, blind); with 2 CPUs FreeSWITCH handles messages in one thread, with",
         "16 in nine. *n of m*: of m repetitions, over all transports together, the outcome of n was wrong. How often",
         "stock is wrong differs from run to run.",
@@ -280,7 +280,7 @@ def document(
     lines = [
         "# Stock and patched FreeSWITCH compared",
         "",
-        "Written by `python -m tests.compare`, which runs tests/matrix.yaml, tests/races.py and",
+        "Written by `python -m tests.compare`, which runs tests/matrix.yaml, tests/races/ and",
         "scripts/bench/offenders.py against both images. Don't edit.",
         "",
         "- **patched**: what must come according to the table came, and nothing else, within a second.",

@@ -1,4 +1,4 @@
-"""What crosses within milliseconds (tests/races.py), many times; the figures are in build/report/races.json."""
+"""What crosses within milliseconds (tests/races/), many times; the figures are in build/report/races.json."""
 
 from __future__ import annotations
 
