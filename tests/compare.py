@@ -27,7 +27,7 @@ from pathlib import Path
 from rich import get_console
 
 from scripts.bench import offenders
-from scripts.bench.offenders import Raw
+from scripts.bench.offenders import RawConnection
 from scripts.errors import ToolkitError
 from scripts.freeswitch.events import UNREGISTER
 from scripts.machine import terminal
@@ -115,7 +115,7 @@ def measure_races(settings: Settings, variant: str, work: Work) -> dict[races.Ca
     return outcomes
 
 
-def measure_offenders(settings: Settings, variant: str, work: Work) -> dict[offenders.Case, str]:
+def measure_offenders(settings: Settings, variant: str, work: Work) -> dict[offenders.FrameCase, str]:
     """Let clients do what is legal, illegal or slow over WebSocket; return what was wrong, others' waiting included."""
     outcomes = {}
     with (
@@ -126,7 +126,9 @@ def measure_offenders(settings: Settings, variant: str, work: Work) -> dict[offe
         for case in offenders.CASES:
             with Bystander(lab) as bystander:
                 try:
-                    with contextlib.closing(Raw(case.transport, lab.target("main", case.transport), limit=60)) as raw:
+                    with contextlib.closing(
+                        RawConnection(case.transport, lab.target("main", case.transport), limit=60)
+                    ) as raw:
                         wrong = case.play(raw, 3)
                 except (AssertionError, OSError) as error:
                     wrong = [_failure(error)]
@@ -163,7 +165,7 @@ class Bystander:
         self._client.close()
 
 
-def offences(stock: Mapping[offenders.Case, str], patched: Mapping[offenders.Case, str]) -> list[str]:
+def offences(stock: Mapping[offenders.FrameCase, str], patched: Mapping[offenders.FrameCase, str]) -> list[str]:
     """Return the table of offenders."""
     lines = [
         "## What a client sends over WebSocket",
@@ -274,7 +276,7 @@ def document(
     stock: Run,
     patched: Run,
     crossed: Mapping[str, Crossed],
-    offended: Mapping[str, Mapping[offenders.Case, str]],
+    offended: Mapping[str, Mapping[offenders.FrameCase, str]],
 ) -> str:
     """Return the text of the comparison; `crossed` and `offended` are outcomes of races and offenders, by variant."""
     lines = [

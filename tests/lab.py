@@ -33,7 +33,7 @@ from docker.models.networks import Network
 from docker.types import IPAMConfig, IPAMPool
 from pytest_docker.plugin import get_docker_services
 
-from scripts.bench.box import cpu_seconds
+from scripts.bench.container import cpu_seconds
 from scripts.errors import ToolkitError
 from scripts.freeswitch.events import EXPIRE, REGISTER, UNREGISTER, ConnectionLost, Event, Subscriber, Unreachable
 from scripts.machine import engine

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from scripts.bench.figures import Figure, Rule, Target, quantile
-from scripts.bench.measure import Burden, Footprint, Registrar, Storm, Work
+from scripts.bench.figures import Figure, Rule, Threshold, quantile
+from scripts.bench.measure import Footprint, RegisterRates, RequestRate, SlowConsumerResult, StormResult
 
 R = TypeVar("R")
 MIB = 2**20
@@ -27,7 +27,7 @@ class Metric(Generic[R]):
     name: str
     unit: str
     value: Callable[[R], float]
-    target: Target | None = None
+    target: Threshold | None = None
     baseline: str = ""
 
     def figure(
@@ -49,38 +49,38 @@ def _itself(value: float) -> float:
     return value
 
 
-def _unanswered(result: Burden) -> int:
+def _unanswered(result: SlowConsumerResult) -> int:
     return sum(answer is None for answer in result.answers)
 
 
-def _slowest(result: Burden) -> float:
+def _slowest(result: SlowConsumerResult) -> float:
     return max((answer for answer in result.answers if answer is not None), default=0.0) * 1e3
 
 
-STORM: tuple[Metric[Storm], ...] = (
+STORM: tuple[Metric[StormResult], ...] = (
     Metric(
         "storm of {connections:,} connections: kill to last report",
         "ms",
         lambda result: result.seconds * 1e3,
-        Target(Rule.RATIO_AT_MOST, 0.4),
+        Threshold(Rule.RATIO_AT_MOST, 0.4),
     ),
     Metric(
-        "storm of {connections:,} connections: CPU", "s", lambda result: result.cpu, Target(Rule.RATIO_AT_MOST, 0.5)
+        "storm of {connections:,} connections: CPU", "s", lambda result: result.cpu, Threshold(Rule.RATIO_AT_MOST, 0.5)
     ),
     Metric(
         "storm of {connections:,} connections: reports lost",
         "",
         lambda result: result.lost,
-        Target(Rule.PATCHED_AT_MOST, 0),
+        Threshold(Rule.PATCHED_AT_MOST, 0),
     ),
     Metric(
         "storm of {connections:,} connections: reports twice",
         "",
         lambda result: result.twice,
-        Target(Rule.PATCHED_AT_MOST, 0),
+        Threshold(Rule.PATCHED_AT_MOST, 0),
     ),
 )
-STORM_WITH_UNREGISTER: tuple[Metric[Storm], ...] = (
+STORM_WITH_UNREGISTER: tuple[Metric[StormResult], ...] = (
     Metric(
         "storm of {connections:,} connections, with tp-error-unregister: kill to last report",
         "ms",
@@ -89,30 +89,30 @@ STORM_WITH_UNREGISTER: tuple[Metric[Storm], ...] = (
     Metric("storm of {connections:,} connections, with tp-error-unregister: CPU", "s", lambda result: result.cpu),
 )
 # How many REGISTERs stayed without an answer while storms were prepared, and had to be sent once more.
-REPEATED: Metric[Storm] = Metric(
+REPEATED: Metric[StormResult] = Metric(
     "{storms}: REGISTER without an answer before the storm",
     "",
     lambda result: result.registered.repeated,
-    Target(Rule.PATCHED_AT_MOST, 0),
+    Threshold(Rule.PATCHED_AT_MOST, 0),
 )
 GROWTH: Metric[float] = Metric(
     "growth of the time per report from {low:,} to {high:,} connections",
     "x",
     _itself,
-    Target(Rule.PATCHED_AT_MOST, 1.5),
+    Threshold(Rule.PATCHED_AT_MOST, 1.5),
 )
-SIZES_LOST: Metric[Storm] = Metric(
-    "reports lost in these storms", "", lambda result: result.lost, Target(Rule.PATCHED_AT_MOST, 0)
+SIZES_LOST: Metric[StormResult] = Metric(
+    "reports lost in these storms", "", lambda result: result.lost, Threshold(Rule.PATCHED_AT_MOST, 0)
 )
-SIZE: Metric[Storm] = Metric(
+SIZE: Metric[StormResult] = Metric(
     "{connections:,} connections: time per report", "µs", lambda result: result.per_report * 1e6
 )
-REGISTRAR: tuple[Metric[Registrar], ...] = (
+REGISTRAR: tuple[Metric[RegisterRates], ...] = (
     Metric(
         "REGISTER over new connections",
         "1/s",
         lambda result: result.register.rate,
-        Target(Rule.RATIO_AT_LEAST, 0.98),
+        Threshold(Rule.RATIO_AT_LEAST, 0.98),
         NO_FLAG,
     ),
     Metric(
@@ -121,7 +121,7 @@ REGISTRAR: tuple[Metric[Registrar], ...] = (
         lambda result: result.register.cpu * 1e3,
         baseline=NO_FLAG,
     ),
-    Metric("REGISTER that refreshes", "1/s", lambda result: result.refresh.rate, Target(Rule.NOT_LOWER), NO_FLAG),
+    Metric("REGISTER that refreshes", "1/s", lambda result: result.refresh.rate, Threshold(Rule.NOT_LOWER), NO_FLAG),
     Metric(
         "REGISTER that refreshes: CPU of FreeSWITCH",
         "ms each",
@@ -129,15 +129,15 @@ REGISTRAR: tuple[Metric[Registrar], ...] = (
         baseline=NO_FLAG,
     ),
 )
-CALLS: Metric[Work] = Metric(
-    "calls, answered and hung up", "1/s", lambda result: result.rate, Target(Rule.NOT_LOWER), NO_FLAG
+CALLS: Metric[RequestRate] = Metric(
+    "calls, answered and hung up", "1/s", lambda result: result.rate, Threshold(Rule.NOT_LOWER), NO_FLAG
 )
 # What the processes of Kamailio share would be counted more than once.
 RESIDENT: Metric[Footprint] = Metric(
     "memory per registration (RSS)",
     "bytes",
     lambda result: result.resident,
-    Target(Rule.RATIO_AT_MOST, 1.02),
+    Threshold(Rule.RATIO_AT_MOST, 1.02),
     NO_FLAG,
 )
 PROPORTIONAL: Metric[Footprint] = Metric(
@@ -146,21 +146,21 @@ PROPORTIONAL: Metric[Footprint] = Metric(
 # Of the milliseconds of each run.
 LATENCY: tuple[Metric[Sequence[float]], ...] = (
     Metric(
-        "one FIN to its event: p50", "ms", functools.partial(quantile, share=0.5), Target(Rule.PATCHED_AT_MOST, 1.0)
+        "one FIN to its event: p50", "ms", functools.partial(quantile, share=0.5), Threshold(Rule.PATCHED_AT_MOST, 1.0)
     ),
     Metric(
-        "one FIN to its event: p99", "ms", functools.partial(quantile, share=0.99), Target(Rule.PATCHED_AT_MOST, 5.0)
+        "one FIN to its event: p99", "ms", functools.partial(quantile, share=0.99), Threshold(Rule.PATCHED_AT_MOST, 5.0)
     ),
 )
 IDLE: Metric[float] = Metric(
-    "idle with one subscriber: CPU", "% of a core", lambda share: share * 100, Target(Rule.NOT_HIGHER), NO_FLAG
+    "idle with one subscriber: CPU", "% of a core", lambda share: share * 100, Threshold(Rule.NOT_HIGHER), NO_FLAG
 )
-BURDEN: tuple[Metric[Burden], ...] = (
+SLOW_CONSUMER: tuple[Metric[SlowConsumerResult], ...] = (
     Metric(
         "{title}: REGISTER and OPTIONS without an answer",
         "of {requests}",
         _unanswered,
-        Target(Rule.PATCHED_AT_MOST, 0),
+        Threshold(Rule.PATCHED_AT_MOST, 0),
     ),
     Metric("{title}: slowest answer", "ms", _slowest),
     Metric(

@@ -7,14 +7,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.bench.box import TEMPLATES
-from scripts.bench.figures import OFFENCE_HEADINGS, Outcome, headings, rows
+from scripts.bench.container import TEMPLATES
+from scripts.bench.figures import OFFENDER_HEADINGS, BenchmarkReport, headings, rows
 from scripts.bench.load import WINDOW
 from scripts.bench.plan import FULL, QUICK
 from scripts.templates import environment
 
 
-def publish(outcome: Outcome, files: Sequence[Path], directory: Path) -> Path:
+def publish(outcome: BenchmarkReport, files: Sequence[Path], directory: Path) -> Path:
     """Copy the plots to `directory`/benchmark and write `directory`/benchmark.md; return that.
 
     An outcome with offenders only replaces their section of the page that is there.
@@ -31,7 +31,7 @@ def publish(outcome: Outcome, files: Sequence[Path], directory: Path) -> Path:
     return path
 
 
-def page(outcome: Outcome) -> str:
+def page(outcome: BenchmarkReport) -> str:
     """Return docs/benchmark.md."""
     return render("benchmark.md.j2", outcome)
 
@@ -45,7 +45,7 @@ def with_section(text: str, section: str) -> str:
     return old.sub(lambda _: section, text, count=1)
 
 
-def render(name: str, outcome: Outcome) -> str:
+def render(name: str, outcome: BenchmarkReport) -> str:
     """Return what the template `name` makes of `outcome`."""
     return (
         environment(TEMPLATES)
@@ -55,7 +55,7 @@ def render(name: str, outcome: Outcome) -> str:
             plan=QUICK if outcome.quick else FULL,
             headings=headings(bool(outcome.kamailio)),
             rows=rows(outcome.figures, bool(outcome.kamailio)),
-            offence_headings=OFFENCE_HEADINGS,
+            offender_headings=OFFENDER_HEADINGS,
             window=WINDOW,
         )
     )

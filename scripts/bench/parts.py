@@ -15,19 +15,19 @@ from typing import TypeVar
 from rich.console import Console
 
 from scripts.bench import kamailio, measure, metrics
-from scripts.bench.box import (
+from scripts.bench.container import (
     OFFENDED,
     PATCHED,
     PLAIN,
     REMOVING,
     STOCK,
     STOCK_OFFENDED,
-    Box,
-    Kind,
-    Yard,
+    DockerHost,
+    FreeSwitchContainer,
+    Variant,
 )
-from scripts.bench.crowd import serve_others
-from scripts.bench.figures import Curve, Figure, Offence, Offences, Outcome, Sample
+from scripts.bench.figures import BenchmarkReport, Curve, Figure, OffenderImpact, OffenderReport, Sample
+from scripts.bench.interference import serve_bystanders
 from scripts.bench.kamailio import Kamailio
 from scripts.bench.load import Worker
 from scripts.bench.measure import Server
@@ -40,29 +40,29 @@ T = TypeVar("T")
 
 
 @dataclass
-class Bench:
-    """What the parts share; `third` is the Kamailio, if one is measured."""
+class BenchmarkRun:
+    """What the parts of one benchmark share: servers, loads, report; `third` is the Kamailio, if one is measured."""
 
-    yard: Yard
+    host: DockerHost
     plan: Plan
-    outcome: Outcome
+    outcome: BenchmarkReport
     console: Console
     stack: contextlib.ExitStack
-    started: dict[str, Box] = field(default_factory=dict)
+    started: dict[str, FreeSwitchContainer] = field(default_factory=dict)
     third: list[Kamailio] = field(default_factory=list)
     shown: terminal.Task | None = None
 
-    def boxes(self, *kinds: Kind) -> list[Box]:
-        """Return the containers of `kinds`; they are started once and are up until the end."""
-        missing = [kind for kind in kinds if kind.name not in self.started]
+    def containers(self, *variants: Variant) -> list[FreeSwitchContainer]:
+        """Return the containers of `variants`; they are started once and are up until the end."""
+        missing = [variant for variant in variants if variant.name not in self.started]
         with ThreadPoolExecutor() as pool:
-            for box in pool.map(lambda kind: self.stack.enter_context(self.yard.box(kind)), missing):
-                self.started[box.kind.name] = box
-        return [self.started[kind.name] for kind in kinds]
+            for server in pool.map(lambda variant: self.stack.enter_context(self.host.run(variant)), missing):
+                self.started[server.variant.name] = server
+        return [self.started[variant.name] for variant in variants]
 
-    def servers(self, *kinds: Kind) -> list[Server]:
-        """Return the containers of `kinds` and, if it is measured, Kamailio."""
-        return [*self.boxes(*kinds), *self.third]
+    def servers(self, *variants: Variant) -> list[Server]:
+        """Return the containers of `variants` and, if it is measured, Kamailio."""
+        return [*self.containers(*variants), *self.third]
 
     def alternate(self, servers: Sequence[Server], runs: int, measured: Callable[[Server], T]) -> list[list[T]]:
         """Measure each of `servers` in turns, `runs` times after a warm-up; return the results of each."""
@@ -84,12 +84,12 @@ class Bench:
         self.outcome.figures += figures
 
 
-def storm(bench: Bench) -> None:
+def storm(bench: BenchmarkRun) -> None:
     """N connections whose owner is killed."""
     plan = bench.plan
-    boxes = bench.servers(STOCK, PATCHED, REMOVING)
+    servers = bench.servers(STOCK, PATCHED, REMOVING)
     stock, patched, removing, *rest = bench.alternate(
-        boxes, plan.storm_runs, lambda box: measure.storm(box, plan.storm)
+        servers, plan.storm_runs, lambda server: measure.storm(server, plan.storm)
     )
     third = rest[0] if rest else []
     bench.add(
@@ -98,26 +98,26 @@ def storm(bench: Bench) -> None:
         metrics.REPEATED.figure(stock, [*patched, *removing], third, storms=f"storms of {plan.storm:,}"),
     )
     bench.outcome.curves["storm"] = [
-        Curve(box.name, result.times, list(range(1, len(result.times) + 1)))
-        for box, results in zip(boxes, (stock, patched, removing, third), strict=False)
+        Curve(server.name, result.times, list(range(1, len(result.times) + 1)))
+        for server, results in zip(servers, (stock, patched, removing, third), strict=False)
         for result in results
         if result.times
     ]
 
 
-def sizes(bench: Bench) -> None:
+def sizes(bench: BenchmarkRun) -> None:
     """How the cost of a report grows with the number of connections."""
     plan = bench.plan
-    found: dict[str, dict[int, list[measure.Storm]]] = {}
-    boxes = bench.servers(STOCK, PATCHED)
-    for box in boxes:
-        measure.storm(box, plan.sizes[0])
-        found[box.name] = defaultdict(list)
+    found: dict[str, dict[int, list[measure.StormResult]]] = {}
+    servers = bench.servers(STOCK, PATCHED)
+    for server in servers:
+        measure.storm(server, plan.sizes[0])
+        found[server.name] = defaultdict(list)
     for run_number in range(1, plan.size_runs + 1):
         for size in plan.sizes:
-            for box in boxes:
-                bench.say(f"{box.name}, {size:,} connections, run {run_number} of {plan.size_runs}")
-                found[box.name][size].append(measure.storm(box, size))
+            for server in servers:
+                bench.say(f"{server.name}, {size:,} connections, run {run_number} of {plan.size_runs}")
+                found[server.name][size].append(measure.storm(server, size))
     low, high = plan.sizes[0], plan.sizes[-1]
     names = [STOCK.name, PATCHED.name, *[kamailio.NAME] * bool(bench.third)]
     growth = [
@@ -136,46 +136,46 @@ def sizes(bench: Bench) -> None:
         metrics.REPEATED.figure(*every, storms="these storms"),
     )
 
-    def curves(value: Callable[[measure.Storm], float]) -> list[Curve]:
+    def curves(value: Callable[[measure.StormResult], float]) -> list[Curve]:
         return [
-            Curve(kind, list(results), [median(value(item) for item in runs) * 1e6 for runs in results.values()])
-            for kind, results in found.items()
+            Curve(name, list(results), [median(value(item) for item in runs) * 1e6 for runs in results.values()])
+            for name, results in found.items()
         ]
 
     bench.outcome.curves["cost"] = curves(lambda item: item.per_report)
     bench.outcome.curves["cost-cpu"] = curves(lambda item: item.cpu / item.connections)
 
 
-def registrar(bench: Bench) -> None:
+def registrar(bench: BenchmarkRun) -> None:
     """REGISTER requests: new ones and refreshes."""
     plan = bench.plan
     stock, patched = bench.alternate(
-        bench.boxes(PLAIN, PATCHED),
+        bench.containers(PLAIN, PATCHED),
         plan.registrar_runs,
-        lambda box: measure.registrar(box, plan.registrations, plan.refreshes),
+        lambda server: measure.registrar(server, plan.registrations, plan.refreshes),
     )
     bench.add(*(metric.figure(stock, patched) for metric in metrics.REGISTRAR))
 
 
-def calls(bench: Bench) -> None:
+def calls(bench: BenchmarkRun) -> None:
     """Calls that are answered and hung up at once."""
     plan = bench.plan
-    boxes = bench.boxes(PLAIN, PATCHED)
-    stock, patched = bench.alternate(boxes, plan.call_runs, lambda box: measure.calls(box, plan.calls))
+    servers = bench.containers(PLAIN, PATCHED)
+    stock, patched = bench.alternate(servers, plan.call_runs, lambda server: measure.calls(server, plan.calls))
     bench.add(metrics.CALLS.figure(stock, patched))
 
 
-def footprint(bench: Bench) -> None:
+def footprint(bench: BenchmarkRun) -> None:
     """Memory per registration, each time of a fresh FreeSWITCH."""
     plan = bench.plan
     found: dict[str, list[measure.Footprint]] = {PLAIN.name: [], PATCHED.name: [], kamailio.NAME: []}
     for run_number in range(1, plan.footprint_runs + 1):
         bench.say(f"run {run_number} of {plan.footprint_runs}")
-        for kind in (PLAIN, PATCHED):
-            with bench.yard.box(kind) as box:
-                found[kind.name].append(measure.footprint(box, plan.footprint))
+        for variant in (PLAIN, PATCHED):
+            with bench.host.run(variant) as server:
+                found[variant.name].append(measure.footprint(server, plan.footprint))
         if bench.third:
-            with kamailio.run(bench.yard.settings.start_timeout) as third:
+            with kamailio.run(bench.host.settings.start_timeout) as third:
                 found[third.name].append(measure.footprint(third, plan.footprint))
     stock, patched = found[PLAIN.name], found[PATCHED.name]
     bench.add(
@@ -184,95 +184,102 @@ def footprint(bench: Bench) -> None:
     )
 
 
-def latency(bench: Bench) -> None:
+def latency(bench: BenchmarkRun) -> None:
     """From one FIN to its event."""
     plan = bench.plan
-    boxes = bench.servers(STOCK, PATCHED)
+    servers = bench.servers(STOCK, PATCHED)
     stock, patched, *rest = (
         [[value * 1e3 for value in values] for values in runs]
-        for runs in bench.alternate(boxes, plan.fin_runs, lambda box: measure.latency(box, plan.fins, 0.02, 1))
+        for runs in bench.alternate(servers, plan.fin_runs, lambda server: measure.latency(server, plan.fins, 0.02, 1))
     )
     third = rest[0] if rest else []
     bench.add(*(metric.figure(stock, patched, third) for metric in metrics.LATENCY))
     bench.outcome.curves["latency"] = [
-        Curve(box.name, values, [(index + 1) / len(values) for index in range(len(values))])
-        for box, runs in zip(boxes, (stock, patched, third), strict=False)
+        Curve(server.name, values, [(index + 1) / len(values) for index in range(len(values))])
+        for server, runs in zip(servers, (stock, patched, third), strict=False)
         for values in [sorted(value for run in runs for value in run)]
     ]
 
 
-def idle(bench: Bench) -> None:
+def idle(bench: BenchmarkRun) -> None:
     """CPU with one subscriber and nothing to do, of all at the same time."""
     plan = bench.plan
-    boxes = bench.servers(PLAIN, PATCHED)
+    servers = bench.servers(PLAIN, PATCHED)
     time.sleep(2)
-    shares = [measure.idle(boxes, plan.idle) for _ in range(plan.idle_runs)]
+    shares = [measure.idle(servers, plan.idle) for _ in range(plan.idle_runs)]
     bench.add(metrics.IDLE.figure(*zip(*shares, strict=True)))
 
 
-def burden(bench: Bench) -> None:
+def slow_consumer(bench: BenchmarkRun) -> None:
     """Subscribers that don't read, or vanish."""
     plan = bench.plan
     for gone, what in ((False, "never reads"), (True, "vanishes")):
-        results = [measure.burden(box, plan.burden, 2, gone) for box in bench.boxes(STOCK, PATCHED)]
-        _burden_figures(bench, f"storms of {plan.burden:,}, the subscriber {what}", *results)
+        results = [
+            measure.slow_consumer(server, plan.slow_consumer, 2, gone) for server in bench.containers(STOCK, PATCHED)
+        ]
+        _slow_consumer_figures(bench, f"storms of {plan.slow_consumer:,}, the subscriber {what}", *results)
     if plan.flood:
-        results = [measure.flood(box, plan.flood) for box in bench.boxes(STOCK, PATCHED)]
-        _burden_figures(bench, f"{plan.flood:,} copies of a report, the subscriber never reads", *results)
+        results = [measure.flood(server, plan.flood) for server in bench.containers(STOCK, PATCHED)]
+        _slow_consumer_figures(bench, f"{plan.flood:,} copies of a report, the subscriber never reads", *results)
 
 
-def _burden_figures(bench: Bench, title: str, stock: measure.Burden, patched: measure.Burden) -> None:
+def _slow_consumer_figures(
+    bench: BenchmarkRun, title: str, stock: measure.SlowConsumerResult, patched: measure.SlowConsumerResult
+) -> None:
     bench.add(
-        *(metric.figure([stock], [patched], title=title, requests=len(patched.answers)) for metric in metrics.BURDEN)
+        *(
+            metric.figure([stock], [patched], title=title, requests=len(patched.answers))
+            for metric in metrics.SLOW_CONSUMER
+        )
     )
 
 
-def offenders(bench: Bench) -> None:
-    """What becomes of others beside a crowd of offenders of each kind; stock has one of some."""
+def offenders(bench: BenchmarkRun) -> None:
+    """What becomes of bystanders beside the offenders of each kind; stock has one of some."""
     plan, start = bench.plan, time.monotonic()
-    (box,) = bench.boxes(OFFENDED)
+    (server,) = bench.containers(OFFENDED)
     found: dict[str, Sample] = {}
     idle: list[Sample] = []
     # Beside nobody in between, so that what the machine does meanwhile is in both.
-    every = math.ceil(len(OFFENDERS) / (plan.crowd_idles - 1))
-    with box.reader() as reader, Worker(serve_others, box.targets()) as others:
+    every = math.ceil(len(OFFENDERS) / (plan.offender_idles - 1))
+    with server.reader() as reader, Worker(serve_bystanders, server.targets()) as bystanders:
         bench.say("warm-up")
-        measure.beside(box, others, reader, plan.crowd_seconds)
+        measure.with_offenders(server, bystanders, reader, plan.offender_seconds)
         for number, offender in enumerate(OFFENDERS):
             if number % every == 0:
-                idle.append(measure.beside(box, others, reader, plan.crowd_seconds))
-            bench.say(f"{plan.crowd} clients, each: {offender.name}")
-            found[offender.name] = measure.beside(
-                box, others, reader, plan.crowd_seconds, offender.name, offender.crowd(plan.crowd)
+                idle.append(measure.with_offenders(server, bystanders, reader, plan.offender_seconds))
+            bench.say(f"{plan.offenders} clients, each: {offender.name}")
+            found[offender.name] = measure.with_offenders(
+                server, bystanders, reader, plan.offender_seconds, offender.name, offender.distribute(plan.offenders)
             )
-        idle.append(measure.beside(box, others, reader, plan.crowd_seconds))
+        idle.append(measure.with_offenders(server, bystanders, reader, plan.offender_seconds))
     if not all(item.reports for item in idle):
-        raise ToolkitError(f"no death was reported, though nobody offended ({box.name})")
-    (box,) = bench.boxes(STOCK_OFFENDED)
+        raise ToolkitError(f"no death was reported, though nobody offended ({server.name})")
+    (server,) = bench.containers(STOCK_OFFENDED)
     stock: dict[str, Sample] = {}
-    with Worker(serve_others, box.targets()) as others:
+    with Worker(serve_bystanders, server.targets()) as bystanders:
         bench.say("stock, warm-up")
-        measure.beside(box, others, None, plan.crowd_seconds)
-        stock_idle = [measure.beside(box, others, None, plan.crowd_seconds)]
+        measure.with_offenders(server, bystanders, None, plan.offender_seconds)
+        stock_idle = [measure.with_offenders(server, bystanders, None, plan.offender_seconds)]
         for offender in OFFENDERS:
             if offender.on_stock:
                 bench.say(f"stock, one client: {offender.name}")
-                stock[offender.name] = measure.beside(
-                    box, others, None, plan.crowd_seconds, offender.name, [offender.on_stock]
+                stock[offender.name] = measure.with_offenders(
+                    server, bystanders, None, plan.offender_seconds, offender.name, [offender.on_stock]
                 )
-    bench.outcome.offences = Offences(
-        plan.crowd,
-        plan.crowd_seconds,
+    bench.outcome.offences = OffenderReport(
+        plan.offenders,
+        plan.offender_seconds,
         idle,
         stock_idle,
-        [Offence(item.name, item.transports, found[item.name], stock.get(item.name)) for item in OFFENDERS],
+        [OffenderImpact(item.name, item.transports, found[item.name], stock.get(item.name)) for item in OFFENDERS],
         time.monotonic() - start,
     )
     for cells in bench.outcome.offences.rows():
         bench.console.print("  " + "; ".join(filter(None, cells)), markup=False)
 
 
-PARTS: dict[str, Callable[[Bench], None]] = {
+PARTS: dict[str, Callable[[BenchmarkRun], None]] = {
     "idle": idle,
     "latency": latency,
     "storm": storm,
@@ -280,6 +287,6 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "registrar": registrar,
     "calls": calls,
     "footprint": footprint,
-    "burden": burden,
+    "burden": slow_consumer,
     "offenders": offenders,
 }

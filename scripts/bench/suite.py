@@ -13,11 +13,11 @@ from types import FrameType
 from rich import get_console
 
 from scripts.bench import kamailio, plot
-from scripts.bench.box import yard
-from scripts.bench.figures import Outcome, machine, show, summary, write
+from scripts.bench.container import docker_host
+from scripts.bench.figures import BenchmarkReport, machine, show, summary, write
 from scripts.bench.load import raise_limit
 from scripts.bench.page import publish
-from scripts.bench.parts import PARTS, Bench
+from scripts.bench.parts import PARTS, BenchmarkRun
 from scripts.bench.plan import FULL, QUICK
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
@@ -29,7 +29,7 @@ DOCS = ROOT / "docs"
 
 def run(
     settings: Settings, quick: bool = False, docs: bool = False, only: str = "", with_kamailio: bool = False
-) -> Outcome:
+) -> BenchmarkReport:
     """Measure stock and patched side by side, with Kamailio if asked for, and report.
 
     `quick` takes smaller loads and fewer runs; `docs` also copies the plots
@@ -44,14 +44,14 @@ def run(
     raise_limit(max(plan.sizes))
     start, before = time.monotonic(), os.getloadavg()[0]
     directory = settings.report_directory / "bench"
-    outcome = Outcome(datetime.now(UTC).isoformat(timespec="seconds"), quick, machine())
+    outcome = BenchmarkReport(datetime.now(UTC).isoformat(timespec="seconds"), quick, machine())
     with _termination(), contextlib.ExitStack() as stack:
         if with_kamailio:
             outcome.kamailio = kamailio.check()
-        place = stack.enter_context(yard(settings))
+        host = stack.enter_context(docker_host(settings))
         for stage in ("stock", "patched"):
-            outcome.images[stage] = str(place.client.images.get(f"{settings.image}:{stage}").id)
-        bench = Bench(place, plan, outcome, console, stack)
+            outcome.images[stage] = str(host.client.images.get(f"{settings.image}:{stage}").id)
+        bench = BenchmarkRun(host, plan, outcome, console, stack)
         if with_kamailio:
             bench.third.append(stack.enter_context(kamailio.run(settings.start_timeout)))
         for number, name in enumerate(parts, 1):

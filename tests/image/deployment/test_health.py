@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from scripts.bench.offenders import Raw
+from scripts.bench.offenders import RawConnection
 from tests.image.deployment.node import (
     Run,
     certificates,
@@ -45,7 +45,7 @@ def test_profile_that_stands_still_is_unhealthy(run: Run, transports: str) -> No
     # Stock waits for the rest of a frame, for ten seconds each, and answers nobody.
     node = run(files=certificates(), stage="stock", SIP_TRANSPORTS=transports).ready()
     with contextlib.ExitStack() as stack:
-        raws = [stack.enter_context(contextlib.closing(Raw("ws", (node.address, 5066)))) for _ in range(5)]
+        raws = [stack.enter_context(contextlib.closing(RawConnection("ws", (node.address, 5066)))) for _ in range(5)]
         for raw in raws:
             raw.send(b"\x81")
         node.wait(
