@@ -33,7 +33,7 @@ from scripts.freeswitch.events import UNREGISTER
 from scripts.machine import terminal
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
-from scripts.machine.terminal import Work
+from scripts.machine.terminal import ProgressDisplay
 from scripts.pins.settings import Settings, load
 from scripts.report import write
 from scripts.scenario import outcome
@@ -64,7 +64,7 @@ class Run:
     record: Record
 
 
-def measure(settings: Settings, variant: str, work: Work) -> Run:
+def measure(settings: Settings, variant: str, work: ProgressDisplay) -> Run:
     """Run the table against the image `variant`; `work` shows the progress."""
     outcomes = {}
     record = Record(variant)
@@ -98,7 +98,7 @@ def _for_stock(case: Case) -> Case:
     return replace(case, alone=case.alone or breaks)
 
 
-def measure_races(settings: Settings, variant: str, work: Work) -> dict[races.Case, races.Outcome | str]:
+def measure_races(settings: Settings, variant: str, work: ProgressDisplay) -> dict[races.Case, races.Outcome | str]:
     """Play what crosses against the image `variant`; of what could not be played, why."""
     cases = [case for case in RACES if variant == "patched" or case.race.on_stock]
     outcomes: dict[races.Case, races.Outcome | str] = {}
@@ -115,7 +115,7 @@ def measure_races(settings: Settings, variant: str, work: Work) -> dict[races.Ca
     return outcomes
 
 
-def measure_offenders(settings: Settings, variant: str, work: Work) -> dict[offenders.FrameCase, str]:
+def measure_offenders(settings: Settings, variant: str, work: ProgressDisplay) -> dict[offenders.FrameCase, str]:
     """Let clients do what is legal, illegal or slow over WebSocket; return what was wrong, others' waiting included."""
     outcomes = {}
     with (

@@ -50,7 +50,7 @@ class BenchmarkRun:
     stack: contextlib.ExitStack
     started: dict[str, FreeSwitchContainer] = field(default_factory=dict)
     third: list[Kamailio] = field(default_factory=list)
-    shown: terminal.Task | None = None
+    shown: terminal.TaskProgress | None = None
 
     def containers(self, *variants: Variant) -> list[FreeSwitchContainer]:
         """Return the containers of `variants`; they are started once and are up until the end."""

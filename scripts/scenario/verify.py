@@ -44,7 +44,7 @@ from scripts.image import build
 from scripts.machine import engine, terminal
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
-from scripts.machine.terminal import Work
+from scripts.machine.terminal import ProgressDisplay
 from scripts.pins.settings import Settings
 from scripts.report import write
 from scripts.scenario.cases import CASES, DOMAIN, PROFILE, VARIANTS, Action, Case, Expectation
@@ -255,7 +255,7 @@ class _Lab:
     def image(self, variant: str) -> str:
         return next(image.id for image in self.images if image.variant == variant)
 
-    async def run_variant(self, variant: str, cases: Sequence[Case], work: Work) -> None:
+    async def run_variant(self, variant: str, cases: Sequence[Case], work: ProgressDisplay) -> None:
         with work.task(variant) as shown:
             shown.say("starting FreeSWITCH")
             async with _freeswitch(self, variant, cases) as bench:

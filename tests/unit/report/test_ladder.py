@@ -18,7 +18,7 @@ from scripts.freeswitch.capture import Capture
 from scripts.freeswitch.events import Event
 from scripts.freeswitch.packets import DECODERS, dissect, has_end
 from scripts.report import ladder
-from scripts.report.ladder import Kind, Lane
+from scripts.report.ladder import Lane, StepKind
 from tests.wire import CLIENT, SERVER, Wire, killed, ms, pcap, request, response
 
 SUBCLASS = "sofia::tp_error_report"
@@ -51,18 +51,18 @@ def test_kill_scenario_is_told_in_order() -> None:
     )
     there, back, on = (Lane.CLIENT, Lane.SERVER), (Lane.SERVER, Lane.CLIENT), (Lane.SERVER, Lane.SUBSCRIBER)
     assert [(step.kind, (step.source, step.target), step.label, step.note) for step in found.steps] == [
-        (Kind.TCP, there, "SYN", ""),
-        (Kind.TCP, back, "SYN, ACK", ""),
-        (Kind.SIP, there, "REGISTER (1)", ""),
-        (Kind.SIP, back, "401 Unauthorized (1)", ""),
-        (Kind.SIP, there, "REGISTER (2)", ""),
-        (Kind.SIP, back, "200 OK (2)", ""),
-        (Kind.EVENT, on, "sofia::register", "alice"),
-        (Kind.KILL, (Lane.CLIENT, Lane.CLIENT), "SIGKILL", ""),
-        (Kind.END, there, "FIN, ACK", ""),
-        (Kind.DETECTED, (Lane.SERVER, Lane.SERVER), "end noticed", "detected-at-us"),
-        (Kind.END, back, "FIN, ACK", ""),
-        (Kind.REPORT, on, SUBCLASS, "peer-closed, 0 left"),
+        (StepKind.TCP, there, "SYN", ""),
+        (StepKind.TCP, back, "SYN, ACK", ""),
+        (StepKind.SIP, there, "REGISTER (1)", ""),
+        (StepKind.SIP, back, "401 Unauthorized (1)", ""),
+        (StepKind.SIP, there, "REGISTER (2)", ""),
+        (StepKind.SIP, back, "200 OK (2)", ""),
+        (StepKind.EVENT, on, "sofia::register", "alice"),
+        (StepKind.KILL, (Lane.CLIENT, Lane.CLIENT), "SIGKILL", ""),
+        (StepKind.END, there, "FIN, ACK", ""),
+        (StepKind.DETECTED, (Lane.SERVER, Lane.SERVER), "end noticed", "detected-at-us"),
+        (StepKind.END, back, "FIN, ACK", ""),
+        (StepKind.REPORT, on, SUBCLASS, "peer-closed, 0 left"),
     ]
     assert (found.client, found.server) == (f"{CLIENT}:40000", f"{SERVER}:5060")
     assert found.start_ns == ms(0) and found.end_ns == ms(101)
@@ -234,7 +234,7 @@ def test_nothing_to_draw_is_one_line(found: Capture, message: str) -> None:
 def test_report_with_missing_headers_says_so() -> None:
     event = Event({"Event-Subclass": SUBCLASS}, ms(103))
     found = ladder.build(capture(killed()), [event], SUBCLASS)
-    assert found.steps[-1].kind is Kind.REPORT and "has no header profile-name" in found.steps[-1].note
+    assert found.steps[-1].kind is StepKind.REPORT and "has no header profile-name" in found.steps[-1].note
 
 
 @settings(max_examples=60, deadline=None)

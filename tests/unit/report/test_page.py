@@ -363,7 +363,7 @@ def test_distribution_is_plotted_by_transport() -> None:
 
 
 def test_percentile_is_a_delay_that_was_measured() -> None:
-    series = latency.Series("tcp", [1.0, 2.0, 3.0, 100.0])
+    series = latency.DelaySeries("tcp", [1.0, 2.0, 3.0, 100.0])
     assert [series.percentile(share) for share in (50, 99, 100)] == [3.0, 100.0, 100.0]
 
 
