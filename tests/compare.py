@@ -98,13 +98,15 @@ def _for_stock(case: Case) -> Case:
     return replace(case, alone=case.alone or breaks)
 
 
-def measure_races(settings: Settings, variant: str, work: ProgressDisplay) -> dict[races.Case, races.Outcome | str]:
+def measure_races(
+    settings: Settings, variant: str, work: ProgressDisplay
+) -> dict[races.RaceCase, races.RaceResult | str]:
     """Play what crosses against the image `variant`; of what could not be played, why."""
     cases = [case for case in RACES if variant == "patched" or case.race.on_stock]
-    outcomes: dict[races.Case, races.Outcome | str] = {}
+    outcomes: dict[races.RaceCase, races.RaceResult | str] = {}
     with (
         work.task(f"{variant}, what crosses", len(cases)) as shown,
-        races.Runs(settings, cases, variant, REPETITIONS) as runs,
+        races.RaceSuite(settings, cases, variant, REPETITIONS) as runs,
     ):
         for case in cases:
             try:
@@ -235,7 +237,7 @@ def _judge_stock(play: Player, stages: Sequence[Stage]) -> tuple[str, bool]:
     return ", ".join(parts), found == wanted and not wrong and late <= 0
 
 
-Crossed = Mapping[races.Case, races.Outcome | str]
+Crossed = Mapping[races.RaceCase, races.RaceResult | str]
 
 
 def crossing(stock: Crossed, patched: Crossed) -> list[str]:
@@ -251,7 +253,7 @@ def crossing(stock: Crossed, patched: Crossed) -> list[str]:
         "| what a client does | transports | CPUs | stock, wrong | patched, wrong |",
         "| --- | --- | --- | --- | --- |",
     ]
-    groups: dict[tuple[str, int], list[races.Case]] = {}
+    groups: dict[tuple[str, int], list[races.RaceCase]] = {}
     for case in patched:
         groups.setdefault((case.race.title, case.cpus), []).append(case)
     for (title, cpus), cases in groups.items():
@@ -260,9 +262,9 @@ def crossing(stock: Crossed, patched: Crossed) -> list[str]:
     return lines
 
 
-def _wrong(outcomes: Crossed, cases: Sequence[races.Case]) -> str:
+def _wrong(outcomes: Crossed, cases: Sequence[races.RaceCase]) -> str:
     found = [outcomes[case] for case in cases if case in outcomes]
-    played = [one for one in found if isinstance(one, races.Outcome)]
+    played = [one for one in found if isinstance(one, races.RaceResult)]
     parts = []
     if played:
         total = sum(one.repetitions - one.unplayed for one in played)

@@ -35,7 +35,7 @@ DEATH = 10.0
 
 @dataclass
 class Kamailio:
-    """A running Kamailio; offers the measurements what a Box does."""
+    """A running Kamailio; offers the measurements what a FreeSwitchContainer does."""
 
     process: subprocess.Popen[bytes]
     sip_port: int

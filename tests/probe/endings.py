@@ -8,171 +8,171 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
-from tests.probe.drive import PROTOCOLS, Probe, Wire, frame, sip, upgrade
+from tests.probe.drive import PROTOCOLS, Probe, ProbeConnection, frame, sip, upgrade
 
 # How long an end is waited for, seconds.
 LIMIT = 10.0
 
-Step = Callable[[Probe, str, Wire], Awaitable[None]]
+Step = Callable[[Probe, str, ProbeConnection], Awaitable[None]]
 
 
-async def register(probe: Probe, protocol: str, wire: Wire, count: int = 1) -> None:
+async def register(probe: Probe, protocol: str, connection: ProbeConnection, count: int = 1) -> None:
     """Register and wait for the answer."""
     for cseq in range(1, count + 1):
-        message = sip("REGISTER", f"m{wire.host}", protocol, wire.host, cseq=cseq)
-        await wire.send(frame(message) if protocol in ("ws", "wss") else message)
-        await wire.receive_until(b"200 OK")
+        message = sip("REGISTER", f"m{connection.host}", protocol, connection.host, cseq=cseq)
+        await connection.send(frame(message) if protocol in ("ws", "wss") else message)
+        await connection.receive_until(b"200 OK")
 
 
-def orderly(wire: Wire, protocol: str) -> bytes:
+def orderly(connection: ProbeConnection, protocol: str) -> bytes:
     """Return what a client sends before it closes in good order."""
     data = b""
     if protocol in ("ws", "wss"):
         data = frame(b"\x03\xe8", 8)
-        if wire.tls:
-            wire.tls.write(data)
-            data = wire.outgoing.read()
-    return data + (wire.notify() if wire.tls else b"")
+        if connection.tls:
+            connection.tls.write(data)
+            data = connection.outgoing.read()
+    return data + (connection.notify() if connection.tls else b"")
 
 
-async def close(probe: Probe, protocol: str, wire: Wire) -> None:
-    await register(probe, protocol, wire)
-    await wire.raw(orderly(wire, protocol))
-    wire.fin()
+async def close(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
+    await register(probe, protocol, connection)
+    await connection.raw(orderly(connection, protocol))
+    connection.fin()
 
 
-async def fin(probe: Probe, protocol: str, wire: Wire) -> None:
-    await register(probe, protocol, wire)
-    wire.fin()
+async def fin(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
+    await register(probe, protocol, connection)
+    connection.fin()
 
 
-async def reset(probe: Probe, protocol: str, wire: Wire) -> None:
-    await register(probe, protocol, wire)
-    wire.reset()
+async def reset(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
+    await register(probe, protocol, connection)
+    connection.reset()
 
 
-async def half_close(probe: Probe, protocol: str, wire: Wire) -> None:
-    await register(probe, protocol, wire)
-    wire.half_close()
+async def half_close(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
+    await register(probe, protocol, connection)
+    connection.half_close()
     # Only the end makes this side close, too.
-    await probe.ended(wire, LIMIT)
-    wire.fin()
+    await probe.ended(connection, LIMIT)
+    connection.fin()
 
 
-async def several(probe: Probe, protocol: str, wire: Wire) -> None:
-    await register(probe, protocol, wire, 5)
-    wire.fin()
+async def several(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
+    await register(probe, protocol, connection, 5)
+    connection.fin()
 
 
-async def pipelined(probe: Probe, protocol: str, wire: Wire) -> None:
+async def pipelined(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
     """Send a request and the close at once, without waiting for the answer."""
-    message = sip("REGISTER", f"m{wire.host}", protocol, wire.host)
-    await wire.send(frame(message) if protocol in ("ws", "wss") else message)
-    wire.half_close()
+    message = sip("REGISTER", f"m{connection.host}", protocol, connection.host)
+    await connection.send(frame(message) if protocol in ("ws", "wss") else message)
+    connection.half_close()
     # An answer to a closed socket would be answered with a reset.
-    await probe.ended(wire, LIMIT)
-    wire.fin()
+    await probe.ended(connection, LIMIT)
+    connection.fin()
 
 
-async def garbage(probe: Probe, protocol: str, wire: Wire) -> None:
-    await register(probe, protocol, wire)
+async def garbage(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
+    await register(probe, protocol, connection)
     data = b"garbage\r\n\r\n"
-    await wire.send(frame(data) if protocol in ("ws", "wss") else data)
-    await probe.ended(wire, LIMIT)
-    wire.fin()
+    await connection.send(frame(data) if protocol in ("ws", "wss") else data)
+    await probe.ended(connection, LIMIT)
+    connection.fin()
 
 
-async def partial(probe: Probe, protocol: str, wire: Wire) -> None:
-    await register(probe, protocol, wire)
-    await wire.send(sip("OPTIONS", f"p{wire.host}", protocol)[:100])
-    wire.fin()
+async def partial(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
+    await register(probe, protocol, connection)
+    await connection.send(sip("OPTIONS", f"p{connection.host}", protocol)[:100])
+    connection.fin()
 
 
-async def partial_reset(probe: Probe, protocol: str, wire: Wire) -> None:
-    await register(probe, protocol, wire)
-    await wire.send(sip("OPTIONS", f"p{wire.host}", protocol)[:100])
-    wire.reset()
+async def partial_reset(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
+    await register(probe, protocol, connection)
+    await connection.send(sip("OPTIONS", f"p{connection.host}", protocol)[:100])
+    connection.reset()
 
 
-async def oversize(probe: Probe, protocol: str, wire: Wire) -> None:
+async def oversize(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
     """Announce more than the stack takes; it may close before all is sent."""
-    await register(probe, protocol, wire)
-    message = sip("MESSAGE", f"o{wire.host}", protocol).replace(b"Length: 0", b"Length: 99999999")
+    await register(probe, protocol, connection)
+    message = sip("MESSAGE", f"o{connection.host}", protocol).replace(b"Length: 0", b"Length: 99999999")
     try:
         for _ in range(100):
-            await wire.send(frame(message) if protocol in ("ws", "wss") else message)
+            await connection.send(frame(message) if protocol in ("ws", "wss") else message)
             message = b"x" * 60000
     except OSError:
         pass
-    await probe.ended(wire, LIMIT)
-    wire.fin()
+    await probe.ended(connection, LIMIT)
+    connection.fin()
 
 
-async def nothing(probe: Probe, protocol: str, wire: Wire) -> None:
+async def nothing(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
     await asyncio.sleep(0.05)
-    wire.fin()
+    connection.fin()
 
 
-async def nothing_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+async def nothing_reset(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
     await asyncio.sleep(0.05)
-    wire.reset()
+    connection.reset()
 
 
-async def hello_fin(probe: Probe, protocol: str, wire: Wire) -> None:
-    await wire.raw(wire.hello()[:60])
+async def hello_fin(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
+    await connection.raw(connection.hello()[:60])
     await asyncio.sleep(0.05)
-    wire.fin()
+    connection.fin()
 
 
-async def hello_reset(probe: Probe, protocol: str, wire: Wire) -> None:
-    await wire.raw(wire.hello()[:60])
+async def hello_reset(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
+    await connection.raw(connection.hello()[:60])
     await asyncio.sleep(0.05)
-    wire.reset()
+    connection.reset()
 
 
-async def plain(probe: Probe, protocol: str, wire: Wire) -> None:
+async def plain(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
     """Speak SIP where TLS or HTTP is expected, but not before tport_accept(), which would refuse the connection."""
     await asyncio.sleep(0.05)
-    await wire.raw(sip("REGISTER", f"m{wire.host}", "tcp", wire.host))
-    await probe.ended(wire, LIMIT)
-    wire.fin()
+    await connection.raw(sip("REGISTER", f"m{connection.host}", "tcp", connection.host))
+    await probe.ended(connection, LIMIT)
+    connection.fin()
 
 
-async def record(probe: Probe, protocol: str, wire: Wire) -> None:
+async def record(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
     """Send a TLS record that can't be decrypted."""
-    await register(probe, protocol, wire)
-    await wire.raw(b"\x17\x03\x03\x00\x40" + b"x" * 64)
-    await probe.ended(wire, LIMIT)
-    wire.fin()
+    await register(probe, protocol, connection)
+    await connection.raw(b"\x17\x03\x03\x00\x40" + b"x" * 64)
+    await probe.ended(connection, LIMIT)
+    connection.fin()
 
 
-async def upgrade_fin(probe: Probe, protocol: str, wire: Wire) -> None:
+async def upgrade_fin(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
     if protocol == "wss":
-        await wire.handshake()
-    await wire.send(upgrade()[:30])
+        await connection.handshake()
+    await connection.send(upgrade()[:30])
     await asyncio.sleep(0.05)
-    wire.fin()
+    connection.fin()
 
 
-async def upgrade_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+async def upgrade_reset(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
     if protocol == "wss":
-        await wire.handshake()
-    await wire.send(upgrade()[:30])
+        await connection.handshake()
+    await connection.send(upgrade()[:30])
     await asyncio.sleep(0.05)
-    wire.reset()
+    connection.reset()
 
 
-async def opcode(probe: Probe, protocol: str, wire: Wire) -> None:
-    await register(probe, protocol, wire)
-    await wire.send(frame(b"what?", 3))
-    await probe.ended(wire, LIMIT)
-    wire.fin()
+async def opcode(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
+    await register(probe, protocol, connection)
+    await connection.send(frame(b"what?", 3))
+    await probe.ended(connection, LIMIT)
+    connection.fin()
 
 
-async def frame_fin(probe: Probe, protocol: str, wire: Wire) -> None:
-    await register(probe, protocol, wire)
-    await wire.send(frame(sip("OPTIONS", f"p{wire.host}", protocol))[:100])
-    wire.fin()
+async def frame_fin(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
+    await register(probe, protocol, connection)
+    await connection.send(frame(sip("OPTIONS", f"p{connection.host}", protocol))[:100])
+    connection.fin()
 
 
 @contextlib.contextmanager
@@ -187,52 +187,52 @@ def busy(probe: Probe) -> Iterator[None]:
         probe.process.send_signal(signal.SIGCONT)
 
 
-def last_words(wire: Wire, protocol: str, cseq: int = 2) -> bytes:
-    message = sip("REGISTER", f"m{wire.host}", protocol, wire.host, cseq=cseq)
-    return wire.seal(frame(message) if protocol in WEB else message)
+def last_words(connection: ProbeConnection, protocol: str, cseq: int = 2) -> bytes:
+    message = sip("REGISTER", f"m{connection.host}", protocol, connection.host, cseq=cseq)
+    return connection.seal(frame(message) if protocol in WEB else message)
 
 
-async def last_reset(probe: Probe, protocol: str, wire: Wire, before: bytes) -> None:
+async def last_reset(probe: Probe, protocol: str, connection: ProbeConnection, before: bytes) -> None:
     """Send `before` and, in a frame or record of its own, a request, and reset."""
-    await register(probe, protocol, wire)
+    await register(probe, protocol, connection)
     with busy(probe):
-        await wire.send(before)
-        await wire.raw(last_words(wire, protocol))
+        await connection.send(before)
+        await connection.raw(last_words(connection, protocol))
         time.sleep(0.05)
-        wire.reset()
+        connection.reset()
 
 
-async def ping_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+async def ping_reset(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
     """Send a ping, whose answer fails."""
-    await last_reset(probe, protocol, wire, frame(b"\r\n\r\n") if protocol in WEB else b"\r\n\r\n")
+    await last_reset(probe, protocol, connection, frame(b"\r\n\r\n") if protocol in WEB else b"\r\n\r\n")
 
 
-async def burst_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+async def burst_reset(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
     """Send more than is read at once."""
-    ask = sip("OPTIONS", f"p{wire.host}", protocol, wire.host)
-    await last_reset(probe, protocol, wire, (frame(ask) if protocol in WEB else ask) * 250)
+    ask = sip("OPTIONS", f"p{connection.host}", protocol, connection.host)
+    await last_reset(probe, protocol, connection, (frame(ask) if protocol in WEB else ask) * 250)
 
 
-async def crlfs_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+async def crlfs_reset(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
     """Send more pings of RFC 5626 than are read at once."""
-    await last_reset(probe, protocol, wire, frame(b"\r\n\r\n") * 1200)
+    await last_reset(probe, protocol, connection, frame(b"\r\n\r\n") * 1200)
 
 
-async def pings_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+async def pings_reset(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
     """Send more PINGs than are answered at once."""
-    await last_reset(probe, protocol, wire, frame(b"x" * 100, 9) * 400)
+    await last_reset(probe, protocol, connection, frame(b"x" * 100, 9) * 400)
 
 
-async def hello_words_reset(probe: Probe, protocol: str, wire: Wire) -> None:
+async def hello_words_reset(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
     """Send the end of the handshake and a request at once."""
-    await wire.handshake(last=False)
+    await connection.handshake(last=False)
     with busy(probe):
-        end = wire.outgoing.read()
+        end = connection.outgoing.read()
         if protocol in WEB:
-            end += wire.seal(upgrade())
-        await wire.raw(end + last_words(wire, protocol, 1))
+            end += connection.seal(upgrade())
+        await connection.raw(end + last_words(connection, protocol, 1))
         time.sleep(0.05)
-        wire.reset()
+        connection.reset()
 
 
 SECURE, WEB = ("tls", "wss"), ("ws", "wss")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.probe.drive import ADDRESS, Probe, Wire, frame, sip, source
+from tests.probe.drive import ADDRESS, Probe, ProbeConnection, frame, sip, source
 from tests.probe.endings import LIMIT, busy, last_words, register
 from tests.probe.results import close_all, closed, finish, numbers, observe
 
@@ -24,30 +24,32 @@ async def records(tool: str) -> dict[str, Any]:
     probe = await Probe.start(tool)
     opened = {}
     for protocol in ("wss", "tcp"):
-        opened[protocol] = await Wire.open_as(protocol, probe.ports[protocol], source(next(numbers)))
+        opened[protocol] = await ProbeConnection.open_as(protocol, probe.ports[protocol], source(next(numbers)))
         await register(probe, protocol, opened[protocol])
     before = len(probe.events)
-    wire = opened["wss"]
-    message = sip("REGISTER", f"m{wire.host}", "wss", wire.host, cseq=2)
+    connection = opened["wss"]
+    message = sip("REGISTER", f"m{connection.host}", "wss", connection.host, cseq=2)
     message = message.replace(b"Content-Length:", b"X-Padding: " + b"x" * 3000 + b"\r\nContent-Length:")
-    parts = [wire.seal(bytes([byte])) for byte in frame(message)]
+    parts = [connection.seal(bytes([byte])) for byte in frame(message)]
     with busy(probe):
-        await wire.raw(b"".join(parts))
+        await connection.raw(b"".join(parts))
         await opened["tcp"].raw(last_words(opened["tcp"], "tcp"))
-    for wire in opened.values():
-        await wire.receive_until(b"200 OK")
+    for connection in opened.values():
+        await connection.receive_until(b"200 OK")
     results: dict[str, Any] = {
         "registers": [event.data["id"] for event in probe.events[before:] if event.data["event"] == "nua_i_register"]
     }
-    await close_all(probe, results, {f"{protocol} records": wire for protocol, wire in opened.items()})
+    await close_all(probe, results, {f"{protocol} records": connection for protocol, connection in opened.items()})
     return results
 
 
 async def flood(tool: str) -> dict[str, Any]:
     """Have a client send requests without a break in small records; tell how many were read before one of another."""
     probe = await Probe.start(tool, "-t", "-k")
-    wires = [await Wire.open_as(name, probe.ports[name], source(next(numbers))) for name in ("wss", "tcp")]
-    flooding, other = wires
+    connections = [
+        await ProbeConnection.open_as(name, probe.ports[name], source(next(numbers))) for name in ("wss", "tcp")
+    ]
+    flooding, other = connections
     await register(probe, "wss", flooding)
     requests = b"".join(
         frame(sip("REGISTER", f"f{number}", "wss", flooding.host, cseq=number)) for number in range(1, 3001)
@@ -64,11 +66,11 @@ async def flood(tool: str) -> dict[str, Any]:
     while not sending.done():
         await register(probe, "tcp", other)
     receiving.cancel()
-    ended = [wire.peer for wire in wires if wire.peer in probe.ends]
+    ended = [connection.peer for connection in connections if connection.peer in probe.ends]
     flooding.reset()
     other.fin()
-    for wire in wires:
-        await probe.ended(wire, LIMIT)
+    for connection in connections:
+        await probe.ended(connection, LIMIT)
     read = [event.data["id"] for event in probe.events[before:] if event.data["event"] == "nua_i_register"]
     runs = [len(list(run)) for _, run in itertools.groupby(read)]
     results: dict[str, Any] = {"read": len(read), "longest": max(runs), "ended": ended}
@@ -80,11 +82,11 @@ async def unanswered(tool: str) -> dict[str, Any]:
     """Have clients go before they are answered; count the answers with which the stack is done."""
     probe = await Probe.start(tool, "-t", "-b", "100", level=5)
 
-    async def hurry(probe: Probe, protocol: str, wire: Wire) -> None:
-        await wire.raw(last_words(wire, protocol, 1))
+    async def hurry(probe: Probe, protocol: str, connection: ProbeConnection) -> None:
+        await connection.raw(last_words(connection, protocol, 1))
         await asyncio.sleep(0.02)
-        wire.reset()
-        await probe.ended(wire, 5)
+        connection.reset()
+        await probe.ended(connection, 5)
 
     seen = {f"ws unanswered {number}": await observe(probe, "ws", True, hurry) for number in range(5)}
     results: dict[str, Any] = {}
@@ -94,7 +96,7 @@ async def unanswered(tool: str) -> dict[str, Any]:
 
 
 @dataclass
-class Rekeyed:
+class RekeyingClient:
     """The connection of a client that asks for new keys of TLS and reads no answer."""
 
     process: asyncio.subprocess.Process
@@ -102,7 +104,7 @@ class Rekeyed:
     peer: tuple[str, str]
 
     @classmethod
-    async def open(cls, protocol: str, port: int) -> Rekeyed:
+    async def open(cls, protocol: str, port: int) -> RekeyingClient:
         """Connect, and go on until the probe takes nothing more."""
         process = await asyncio.create_subprocess_exec(
             REKEY, ADDRESS, str(port), protocol, stdout=asyncio.subprocess.PIPE
@@ -117,7 +119,7 @@ class Rekeyed:
 async def rekey(tool: str, *arguments: str, protocols: Sequence[str], wait: float) -> dict[str, Any]:
     """Ask for new keys of TLS until nothing more goes out; tell how busy the probe is until it gives up."""
     probe = await Probe.start(tool, *arguments)
-    clients = {protocol: await Rekeyed.open(protocol, probe.ports[protocol]) for protocol in protocols}
+    clients = {protocol: await RekeyingClient.open(protocol, probe.ports[protocol]) for protocol in protocols}
     began, spent = time.monotonic(), cpu(probe)
     seen = {}
     for protocol, client in clients.items():

@@ -7,7 +7,7 @@ import resource
 import socket
 from typing import Any
 
-from tests.probe.drive import ADDRESS, END, REPORT, Probe, Wire, sip, source
+from tests.probe.drive import ADDRESS, END, REPORT, Probe, ProbeConnection, sip, source
 from tests.probe.results import closed, finish, numbers
 
 
@@ -16,15 +16,15 @@ async def starved(tool: str) -> dict[str, Any]:
     probe = await Probe.start(tool, level=3)
     limit = resource.prlimit(probe.process.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(probe.process.pid, resource.RLIMIT_NOFILE, (24, limit[1]))
-    wires = [await Wire.open(probe.ports["tcp"], source(next(numbers))) for _ in range(40)]
+    connections = [await ProbeConnection.open(probe.ports["tcp"], source(next(numbers))) for _ in range(40)]
     await asyncio.sleep(0.5)
     early = sum(event.data["event"] in (END, REPORT) for event in probe.events)
     failed = "Too many open files" in probe.log.read_text(errors="replace")
     resource.prlimit(probe.process.pid, resource.RLIMIT_NOFILE, limit)
     await asyncio.sleep(0.5)
-    for wire in wires:
-        wire.fin()
-    seen = {f"tcp starved {number}": closed(probe, "tcp", wire) for number, wire in enumerate(wires)}
+    for connection in connections:
+        connection.fin()
+    seen = {f"tcp starved {number}": closed(probe, "tcp", connection) for number, connection in enumerate(connections)}
     results: dict[str, Any] = {"early": early, "failed": failed}
     await finish(probe, results, seen)
     return results

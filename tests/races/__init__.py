@@ -19,9 +19,9 @@ time stamps.
 `report`: lines and JSON
 """
 
-from tests.races.cases import CASES, Case
+from tests.races.cases import CASES, RaceCase
 from tests.races.report import lines, write
-from tests.races.result import Outcome
-from tests.races.suite import Runs
+from tests.races.result import RaceResult
+from tests.races.suite import RaceSuite
 
-__all__ = ["CASES", "Case", "Outcome", "Runs", "lines", "write"]
+__all__ = ["CASES", "RaceCase", "RaceResult", "RaceSuite", "lines", "write"]

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.races.disconnect import Back, ContactExpires, Crowd, Lines, OldTrunk, Storm, Trunk
+from tests.races.disconnect import (
+    ContactExpires,
+    MassDisconnect,
+    MultipleLines,
+    RegisterStorm,
+    SamePort,
+    Trunk,
+    TrunkErrorPath,
+)
 from tests.races.race import Race
-from tests.races.two_connections import LeaveAndReturn, Move, MoveInList, NewCall, TwoRegisters
-from tests.races.unregister import Leave, LeaveOverAnother, LeaveWithReset
+from tests.races.two_connections import ChangeConnection, ContactList, NewCallId, TwoRegisters, UnregisterAndReturn
+from tests.races.unregister import Unregister, UnregisterAndReset, UnregisterOverAnother
 
 RACES: tuple[Race, ...] = (
-    Leave(), LeaveWithReset(), LeaveOverAnother(), TwoRegisters(), Move(), NewCall(), LeaveAndReturn(), MoveInList(),
-    Lines(), Back(), Storm(), Trunk(), OldTrunk(), ContactExpires(), Crowd(),
+    Unregister(), UnregisterAndReset(), UnregisterOverAnother(), TwoRegisters(), ChangeConnection(), NewCallId(),
+    UnregisterAndReturn(), ContactList(), MultipleLines(), SamePort(), RegisterStorm(), Trunk(), TrunkErrorPath(),
+    ContactExpires(), MassDisconnect(),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Case:
+class RaceCase:
     """A race over one transport, blind or with passwords, on a FreeSWITCH with (faked) CPUs."""
 
     race: Race
@@ -30,7 +39,7 @@ class Case:
 
 CPUS = (2, 16)
 CASES = [
-    Case(race, transport, blind, cpus)
+    RaceCase(race, transport, blind, cpus)
     for race in RACES
     for transport in race.transports
     for blind in ((True, False) if race.digest else (True,))

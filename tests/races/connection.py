@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tests.sip import CONTEXT
 
 
-class Wire:
+class RaceConnection:
     """A connection to the server that is never waited for once it is open, a WebSocket's handshake included."""
 
     def __init__(self, transport: str, target: tuple[str, int], source: tuple[str, int] | None = None) -> None:
@@ -26,7 +26,7 @@ class Wire:
         self.sock.connect(target)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.near: tuple[str, int] = self.sock.getsockname()
-        self.answers: deque[Answer] = deque()
+        self.answers: deque[FinalResponse] = deque()
         # Whether the stack has read all that was sent before `probe()`.
         self.read = False
         self.ended = False
@@ -110,7 +110,7 @@ class Wire:
         if method.group(2) == "CANCEL":
             self.read = True
         elif status >= 200:
-            self.answers.append(Answer(status, int(method.group(1)), head))
+            self.answers.append(FinalResponse(status, int(method.group(1)), head))
 
     def _unframed(self, data: bytes) -> bytes:
         self._frames += data
@@ -147,7 +147,7 @@ def _framed(message: bytes) -> bytes:
 
 
 @dataclass(frozen=True)
-class Answer:
+class FinalResponse:
     """A final answer to a REGISTER."""
 
     status: int

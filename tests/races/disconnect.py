@@ -10,10 +10,10 @@ from scripts.freeswitch.events import UNREGISTER
 from tests.races.events import Headers
 from tests.races.race import Race
 from tests.races.repetition import Repetition
-from tests.races.steps import Pause, Play, Reply, Settled
+from tests.races.steps import AwaitEvents, AwaitResponse, Play, Sleep
 
 
-class Lines(Race):
+class MultipleLines(Race):
     name = "lines"
     title = "three lines of one phone: one Call-ID, one nonce; close"
     profiles = ("multi",)
@@ -22,19 +22,19 @@ class Lines(Race):
     window = 8
 
     def play(self, own: Repetition) -> Play:
-        wire, call = own.wires[0], own.call()
-        login = yield from own.log_in(wire, call)
+        connection, call = own.connections[0], own.call()
+        login = yield from own.log_in(connection, call)
         # With a nonce in common one has to be done before the next one.
         together = not login and own.dice.random() < 0.5
         for user in own.users:
-            wire.send(own.request(wire, call, user=user, login=login))
+            connection.send(own.request(connection, call, user=user, login=login))
             if not together:
-                yield Reply(wire)
+                yield AwaitResponse(connection)
         for _ in own.users if together else ():
-            yield Reply(wire)
-        rows = yield Settled(lambda events: sum(map(own.is_register, events)) == len(own.users))
+            yield AwaitResponse(connection)
+        rows = yield AwaitEvents(lambda events: sum(map(own.is_register, events)) == len(own.users))
         own.facts["rows"] = sorted(row["user"].partition("@")[0] for row in rows.get(call, ()))
-        wire.close()
+        connection.close()
 
     def done(self, own: Repetition, events: Sequence[Headers]) -> bool:
         return sum(map(own.is_report, events)) >= len(own.facts["rows"])
@@ -49,22 +49,22 @@ class Lines(Race):
         return [f"{len(wanted)} rows, {len(came)} reports" if len(wanted) != len(came) else "reports of other users"]
 
 
-class Back(Race):
+class SamePort(Race):
     name = "back"
     title = "RST, back at once from the same source port with the same Call-ID"
     profiles = ("remove", "both")
 
     def play(self, own: Repetition) -> Play:
-        wire, call = own.wires[0], own.call()
-        login = yield from own.log_in(wire, call)
-        yield from own.register(wire, call, login=login)
+        connection, call = own.connections[0], own.call()
+        login = yield from own.log_in(connection, call)
+        yield from own.register(connection, call, login=login)
         yield own.offset(0.02)
-        wire.reset()
+        connection.reset()
         yield own.offset()
-        again = own.reopen(wire)
+        again = own.reopen(connection)
         answer = yield from own.register(again, call, login=login)
         own.facts["status"] = answer.status
-        rows = yield Settled(lambda events: sum(map(own.is_register, events)) == 2 and own.online(events))
+        rows = yield AwaitEvents(lambda events: sum(map(own.is_register, events)) == 2 and own.online(events))
         own.facts["rows"] = len(rows.get(call, ()))
         again.close()
 
@@ -94,19 +94,19 @@ class Back(Race):
         return wrong
 
 
-class Storm(Race):
+class RegisterStorm(Race):
     name = "storm"
     title = "many clients REGISTER and close at once"
     profiles = ("remove", "both")
     pace = 0
 
     def play(self, own: Repetition) -> Play:
-        wire, call = own.wires[0], own.call()
-        login = yield from own.log_in(wire, call)
-        yield Pause(own.dice.uniform(0, 0.05))
-        wire.send(own.request(wire, call, login=login))
+        connection, call = own.connections[0], own.call()
+        login = yield from own.log_in(connection, call)
+        yield Sleep(own.dice.uniform(0, 0.05))
+        connection.send(own.request(connection, call, login=login))
         yield own.offset()
-        wire.close()
+        connection.close()
 
     def done(self, own: Repetition, events: Sequence[Headers]) -> bool:
         return any(map(own.is_report, events))
@@ -135,21 +135,21 @@ class Trunk(Race):
     users = 3
 
     def play(self, own: Repetition) -> Play:
-        wire = own.wires[0]
-        host, port = wire.near
+        connection = own.connections[0]
+        host, port = connection.near
         calls = [own.call() for _ in own.users]
         logins = []
         for user, call in zip(own.users, calls, strict=True):
-            logins.append((yield from own.log_in(wire, call, user)))
+            logins.append((yield from own.log_in(connection, call, user)))
         waits = own.dice.random() < 0.5
         for user, call, login in zip(own.users, calls, logins, strict=True):
-            more = f"Path: <sip:{host}:{port};transport={wire.transport};lr>\r\nSupported: path\r\n"
+            more = f"Path: <sip:{host}:{port};transport={connection.transport};lr>\r\nSupported: path\r\n"
             contact = f"<sip:{user}@192.0.2.{own.dice.randrange(1, 255)}:5060>"
-            wire.send(own.request(wire, call, user=user, login=login, more=more, contact=contact))
+            connection.send(own.request(connection, call, user=user, login=login, more=more, contact=contact))
             if waits:
-                yield Reply(wire)
+                yield AwaitResponse(connection)
         yield own.offset()
-        wire.reset() if waits and own.dice.random() < 0.5 else wire.close()
+        connection.reset() if waits and own.dice.random() < 0.5 else connection.close()
 
     def done(self, own: Repetition, events: Sequence[Headers]) -> bool:
         return bool(own.facts["trunks"]())
@@ -176,7 +176,7 @@ class Trunk(Race):
         return wrong
 
 
-class OldTrunk(Trunk):
+class TrunkErrorPath(Trunk):
     name = "trunk-old-way"
     title = "the same with tp-error-path"
     profiles = ("path",)
@@ -197,21 +197,21 @@ class ContactExpires(Race):
     profiles = ("main", "multi", "contact")
 
     def play(self, own: Repetition) -> Play:
-        wire, call = own.wires[0], own.call()
-        login = yield from own.log_in(wire, call)
-        old = f"<sip:{own.user}-old@192.0.2.1:5060;transport={wire.transport}>"
+        connection, call = own.connections[0], own.call()
+        login = yield from own.log_in(connection, call)
+        old = f"<sip:{own.user}-old@192.0.2.1:5060;transport={connection.transport}>"
         own.facts["renew"] = renew = own.dice.random() < 0.5
-        yield from own.register(wire, call, login=login, contact=old if renew else "")
-        contact = f"{old};expires=0, {own.contact(wire)}" if renew else f"{own.contact(wire)};expires=0"
-        wire.send(own.request(wire, call, login=login, contact=contact))
+        yield from own.register(connection, call, login=login, contact=old if renew else "")
+        contact = f"{old};expires=0, {own.contact(connection)}" if renew else f"{own.contact(connection)};expires=0"
+        connection.send(own.request(connection, call, login=login, contact=contact))
         if own.dice.random() < 0.5:
-            yield Reply(wire)
+            yield AwaitResponse(connection)
         yield own.offset()
         rows: dict[str, list[Headers]] = {}
         if renew:
-            rows = yield Settled(lambda events: len([event for event in events if own.is_register(event)]) == 2)
+            rows = yield AwaitEvents(lambda events: len([event for event in events if own.is_register(event)]) == 2)
         own.facts["contacts"] = [row["contact"] for row in rows.get(call, ())]
-        wire.close()
+        connection.close()
 
     def done(self, own: Repetition, events: Sequence[Headers]) -> bool:
         return any(map(own.is_report if own.facts["renew"] else own.is_leave, events))
@@ -220,7 +220,7 @@ class ContactExpires(Race):
         reports = sum(map(own.is_report, events))
         wrong = []
         if own.facts["renew"]:
-            mine = own.contact(own.wires[0]).partition(";")[0].lstrip("<")
+            mine = own.contact(own.connections[0]).partition(";")[0].lstrip("<")
             if len(own.facts["contacts"]) != 1 or mine not in own.facts["contacts"][0]:
                 wrong.append("the old contact is stored")
             if reports != 1:
@@ -235,7 +235,7 @@ class ContactExpires(Race):
         return wrong
 
 
-class Crowd(Race):
+class MassDisconnect(Race):
     """Thousands of registered connections die at once, and one more client goes on."""
 
     name = "crowd"
@@ -252,26 +252,26 @@ class Crowd(Race):
         return self.repetitions if transport == "tcp" else self.least
 
     def play(self, own: Repetition) -> Play:
-        wire, call = own.wires[0], own.call()
+        connection, call = own.connections[0], own.call()
         if own.number == 0:
-            yield Settled(lambda events: True)
+            yield AwaitEvents(lambda events: True)
             # It finds them dead all at once.
             own.container.pause()
-            yield Pause(1)
+            yield Sleep(1)
             own.container.unpause()
             for _ in range(self.asks):
-                wire.send(own.request(wire, call))
-                yield Pause(self.ask_pace)
+                connection.send(own.request(connection, call))
+                yield Sleep(self.ask_pace)
             own.facts["refused"] = refused = Counter[str]()
             for _ in range(self.asks):
-                answer = yield Reply(wire)
+                answer = yield AwaitResponse(connection)
                 if not answer or answer.status != 200:
                     refused[answer.head.partition("\r\n")[0] if answer else "no answer"] += 1
-            wire.close()
+            connection.close()
             return
-        yield from own.register(wire, call)
-        yield Settled(lambda events: any(map(own.is_register, events)))
-        wire.reset() if own.number % 2 else wire.close()
+        yield from own.register(connection, call)
+        yield AwaitEvents(lambda events: any(map(own.is_register, events)))
+        connection.reset() if own.number % 2 else connection.close()
 
     def done(self, own: Repetition, events: Sequence[Headers]) -> bool:
         return any(map(own.is_report, events))

@@ -19,7 +19,7 @@ SEQUENCE, PORT, LEFT = "Event-Sequence", "network-port", "registrations-left"
 Headers = dict[str, str]
 
 
-class Stream:
+class EventLog:
     """The events of a FreeSWITCH, by Call-ID, and its API; parsed only when they are asked for."""
 
     def __init__(self, lab: Lab) -> None:

@@ -28,10 +28,10 @@ class Race:
     profiles: ClassVar[tuple[str, ...]] = ("main",)
     transports: ClassVar[tuple[str, ...]] = TRANSPORTS
     # Connections that are open before it begins, and users.
-    wires: ClassVar[int] = 1
+    connections: ClassVar[int] = 1
     users: ClassVar[int] = 1
     pace: ClassVar[float] = PACE
-    # The same when they go on together, after Settled.
+    # The same when they go on together, after AwaitEvents.
     pace_after: ClassVar[float] = PACE
     window: ClassVar[int] = WINDOW
     repetitions: ClassVar[int] = REPETITIONS

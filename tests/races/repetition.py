@@ -15,17 +15,17 @@ from docker.models.containers import Container
 
 from scripts.freeswitch.events import REGISTER, UNREGISTER
 from tests.lab import DOMAIN
-from tests.races.connection import Answer, Wire
+from tests.races.connection import FinalResponse, RaceConnection
 from tests.races.events import LEFT, Headers
-from tests.races.steps import Pause, Reply, Step, Taken, Unanswered
+from tests.races.steps import AwaitResponse, NoResponse, PortInUse, Sleep, Step
 
 # The most that lies between two things that cross, seconds.
 OFFSET = 0.002
 
 
 @dataclass
-class Login:
-    """A nonce, and how often it has been used."""
+class DigestCredentials:
+    """The credentials of one challenge of digest authentication: a nonce, and how often it has been used."""
 
     nonce: str
     realm: str
@@ -62,13 +62,13 @@ class Repetition:
     dice: random.Random
     token: str
     stock: bool
-    wires: list[Wire] = field(default_factory=list)
+    connections: list[RaceConnection] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
-    # How many events there were at each Settled.
+    # How many events there were at each AwaitEvents.
     marks: list[int] = field(default_factory=list)
     # Tells of a connection that it opens while it is played.
-    opened: Callable[[Wire], None] = lambda wire: None
+    opened: Callable[[RaceConnection], None] = lambda connection: None
     _cseq: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -77,96 +77,97 @@ class Repetition:
 
     def open(self, count: int) -> None:
         for _ in range(count):
-            self.wires.append(Wire(self.transport, self.target))
+            self.connections.append(RaceConnection(self.transport, self.target))
 
-    def reopen(self, wire: Wire) -> Wire:
-        """Return a new connection with the near end of `wire`, which is closed.
+    def reopen(self, connection: RaceConnection) -> RaceConnection:
+        """Return a new connection with the near end of `connection`, which is closed.
 
-        Raises Taken if that port is in use: another connection has got it, or a process that was just being
+        Raises PortInUse if that port is in use: another connection has got it, or a process that was just being
         started still holds a copy of the closed socket.
         """
         try:
-            self.wires.append(Wire(self.transport, self.target, wire.near))
+            self.connections.append(RaceConnection(self.transport, self.target, connection.near))
         except OSError as error:
             if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
-                raise Taken from error
+                raise PortInUse from error
             raise
-        self.opened(self.wires[-1])
-        return self.wires[-1]
+        self.opened(self.connections[-1])
+        return self.connections[-1]
 
     def call(self) -> str:
         """Return a new Call-ID."""
         self.calls.append(f"{self.token}-{self.number}-{len(self.calls)}")
         return self.calls[-1]
 
-    def offset(self, most: float = OFFSET) -> Pause:
+    def offset(self, most: float = OFFSET) -> Sleep:
         """Return a pause of up to `most` seconds, in half of the cases none."""
-        return Pause(self.dice.choice((0, 1)) * self.dice.uniform(0, most))
+        return Sleep(self.dice.choice((0, 1)) * self.dice.uniform(0, most))
 
-    def contact(self, wire: Wire, user: str = "") -> str:
-        host, port = wire.near
-        return f"<sip:{user or self.user}@{host}:{port};transport={wire.transport}>"
+    def contact(self, connection: RaceConnection, user: str = "") -> str:
+        host, port = connection.near
+        return f"<sip:{user or self.user}@{host}:{port};transport={connection.transport}>"
 
     def request(
         self,
-        wire: Wire,
+        connection: RaceConnection,
         call: str,
         expires: int = 3600,
         user: str = "",
         contact: str = "",
-        login: Login | None = None,
+        login: DigestCredentials | None = None,
         more: str = "",
     ) -> bytes:
         """Return the next REGISTER of the Call-ID `call`; `more` are further header lines."""
         user = user or self.user
-        host, port = wire.near
+        host, port = connection.near
         self._cseq[call] += 1
         cseq = self._cseq[call]
         return (
             f"REGISTER sip:{DOMAIN} SIP/2.0\r\n"
-            f"Via: SIP/2.0/{wire.transport.upper()} {host}:{port};branch=z9hG4bK{call}{cseq};rport\r\n"
+            f"Via: SIP/2.0/{connection.transport.upper()} {host}:{port};branch=z9hG4bK{call}{cseq};rport\r\n"
             "Max-Forwards: 70\r\n"
             f"From: <sip:{user}@{DOMAIN}>;tag={call}{port}\r\n"
             f"To: <sip:{user}@{DOMAIN}>\r\n"
             f"Call-ID: {call}\r\n"
             f"CSeq: {cseq} REGISTER\r\n"
-            f"Contact: {contact or self.contact(wire, user)}\r\n"
+            f"Contact: {contact or self.contact(connection, user)}\r\n"
             f"Expires: {expires}\r\n"
             f"{login.header(user) if login else ''}{more}"
             "User-Agent: races\r\nContent-Length: 0\r\n\r\n"
         ).encode()
 
-    def probe(self, wire: Wire) -> bytes:
-        """Return a request that the stack answers itself, as soon as it has read it: see Wire.read."""
-        host, port = wire.near
-        via = (
-            f"Via: SIP/2.0/{wire.transport.upper()} {host}:{port};branch=z9hG4bK{self.token}{self.number}p{port};rport"
-        )
+    def probe(self, connection: RaceConnection) -> bytes:
+        """Return a request that the stack answers itself, as soon as it has read it: see RaceConnection.read."""
+        host, port = connection.near
+        branch = f"z9hG4bK{self.token}{self.number}p{port}"
         return (
-            f"CANCEL sip:{DOMAIN} SIP/2.0\r\n{via}\r\n"
+            f"CANCEL sip:{DOMAIN} SIP/2.0\r\n"
+            f"Via: SIP/2.0/{connection.transport.upper()} {host}:{port};branch={branch};rport\r\n"
             "Max-Forwards: 70\r\n"
             f"From: <sip:probe@{DOMAIN}>;tag=p{port}\r\nTo: <sip:{DOMAIN}>\r\n"
             f"Call-ID: probe-{self.token}-{port}\r\nCSeq: 1 CANCEL\r\nContent-Length: 0\r\n\r\n"
         ).encode()
 
-    def log_in(self, wire: Wire, call: str, user: str = "") -> Generator[Step, Any, Login | None]:
+    def log_in(
+        self, connection: RaceConnection, call: str, user: str = ""
+    ) -> Generator[Step, Any, DigestCredentials | None]:
         """Get a nonce; None where nobody asks for one."""
         if not self.password:
             return None
-        wire.send(self.request(wire, call, user=user))
-        answer = yield Reply(wire)
+        connection.send(self.request(connection, call, user=user))
+        answer = yield AwaitResponse(connection)
         if not answer or answer.status != 401:
-            raise Unanswered(f"no challenge but {answer and answer.status}")
+            raise NoResponse(f"no challenge but {answer and answer.status}")
         nonce = re.search(r'nonce="([^"]+)"', answer.head)
         assert nonce
-        return Login(nonce.group(1), DOMAIN, self.password)
+        return DigestCredentials(nonce.group(1), DOMAIN, self.password)
 
-    def register(self, wire: Wire, call: str, **options: Any) -> Generator[Step, Any, Answer]:
+    def register(self, connection: RaceConnection, call: str, **options: Any) -> Generator[Step, Any, FinalResponse]:
         """Register and wait until it is done."""
-        wire.send(self.request(wire, call, **options))
-        answer = yield Reply(wire)
+        connection.send(self.request(connection, call, **options))
+        answer = yield AwaitResponse(connection)
         if not answer or answer.status != 200:
-            raise Unanswered(f"not registered: {answer and answer.status}")
+            raise NoResponse(f"not registered: {answer and answer.status}")
         return answer  # type: ignore[no-any-return]
 
     # What came, in the order of Event-Sequence; of stock an unregister that nobody asked for is the report.

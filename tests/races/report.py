@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.races.cases import RACES, Case
-from tests.races.result import Outcome
+from tests.races.cases import RACES, RaceCase
+from tests.races.result import RaceResult
 
 
-def lines(outcomes: dict[Case, Outcome]) -> list[str]:
+def lines(outcomes: dict[RaceCase, RaceResult]) -> list[str]:
     """Return a line for each race: how many repetitions were played, and how many were wrong."""
     found = []
     for race in RACES:
         mine = [outcome for case, outcome in outcomes.items() if case.race is race]
         if mine:
-            total = Outcome("", sum(one.repetitions for one in mine), sum(one.wrong for one in mine))
+            total = RaceResult("", sum(one.repetitions for one in mine), sum(one.wrong for one in mine))
             for one in mine:
                 total.unplayed += one.unplayed
                 total.reasons.update(one.reasons)
@@ -23,7 +23,7 @@ def lines(outcomes: dict[Case, Outcome]) -> list[str]:
     return found
 
 
-def write(outcomes: dict[Case, Outcome], file: Path) -> None:
+def write(outcomes: dict[RaceCase, RaceResult], file: Path) -> None:
     """Write the outcomes as JSON, an object for each case."""
     file.parent.mkdir(parents=True, exist_ok=True)
     entries = [

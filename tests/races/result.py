@@ -10,7 +10,7 @@ PLAYED = 0.9
 
 
 @dataclass
-class Outcome:
+class RaceResult:
     """How many repetitions there were, how many were wrong and what was wrong with them; the seed plays them again."""
 
     seed: str

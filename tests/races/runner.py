@@ -15,31 +15,31 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tests.lab import Lab
-from tests.races.connection import Answer, Wire
-from tests.races.events import LEFT, PORT, SEQUENCE, Headers, Stream
+from tests.races.connection import FinalResponse, RaceConnection
+from tests.races.events import LEFT, PORT, SEQUENCE, EventLog, Headers
 from tests.races.race import Race
 from tests.races.repetition import Repetition
-from tests.races.result import Outcome
-from tests.races.steps import Pause, Play, Read, Reply, Settled, Taken, Unanswered
+from tests.races.result import RaceResult
+from tests.races.steps import AwaitEvents, AwaitRead, AwaitResponse, NoResponse, Play, PortInUse, Sleep
 
 # How long what must come is waited for, and how long what must not has to turn up. Nothing else depends on time.
 LATE, SETTLE = 8.0, 0.25
 
 
-class Engine:
+class RaceRunner:
     """Plays races against a lab whose FreeSWITCH answers `password` or, blindly, everybody."""
 
     def __init__(self, lab: Lab, blind: bool, stock: bool = False) -> None:
         self.lab, self.blind, self.stock = lab, blind, stock
         self.epoll = select.epoll()
-        self.stream = Stream(lab)
+        self.stream = EventLog(lab)
         self._tokens = itertools.count()
 
     def close(self) -> None:
         self.stream.close()
         self.epoll.close()
 
-    def run(self, race: Race, transport: str, repetitions: int, seed: str) -> Outcome:
+    def run(self, race: Race, transport: str, repetitions: int, seed: str) -> RaceResult:
         """Play `race` so often; the dice of each repetition come from `seed` and its number."""
         began = time.monotonic()
         token = re.sub(r"\W+", "-", f"{seed} {next(self._tokens)}")
@@ -62,13 +62,13 @@ class Engine:
         self.stream.trunks.clear()
         for own in everybody:
             own.facts["trunks"] = lambda own=own: self.stream.trunks.get(
-                (own.profile, own.transport, str(own.wires[0].near[1])), []
+                (own.profile, own.transport, str(own.connections[0].near[1])), []
             )
-        outcome = Outcome(seed, repetitions)
+        outcome = RaceResult(seed, repetitions)
         try:
             with ThreadPoolExecutor(4) as pool:
-                list(pool.map(lambda own: own.open(race.wires), everybody))
-            failures = _Scheduler(self, everybody, race).run()
+                list(pool.map(lambda own: own.open(race.connections), everybody))
+            failures = _StepScheduler(self, everybody, race).run()
             self._wait(
                 lambda own: lambda events: race.done(own, events),
                 [own for own in everybody if own.number not in failures],
@@ -89,8 +89,8 @@ class Engine:
                     outcome.examples.setdefault(reason, self._example(own, events, left))
         finally:
             for own in everybody:
-                for wire in own.wires:
-                    wire.sock.close()
+                for connection in own.connections:
+                    connection.sock.close()
             for profile in race.profiles:
                 self.stream.flush(profile)
         outcome.seconds = time.monotonic() - began
@@ -120,7 +120,8 @@ class Engine:
             time.sleep(SETTLE)
 
     def _example(self, own: Repetition, events: Sequence[Headers], rows: Sequence[Headers]) -> str:
-        lines = [f"repetition {own.number}, {own.profile}: near ends {[wire.near[1] for wire in own.wires]}"]
+        ports = [connection.near[1] for connection in own.connections]
+        lines = [f"repetition {own.number}, {own.profile}: near ends {ports}"]
         lines += [
             f"  {event[SEQUENCE]} {event['Event-Subclass']} {event.get('from-user')} port {event.get(PORT)} "
             f"left {event.get(LEFT)} {event.get('reason', '')}{' <' if place in own.marks else ''}"
@@ -131,29 +132,29 @@ class Engine:
         return "\n".join(lines)
 
 
-class _Scheduler:
+class _StepScheduler:
     """Takes the steps of all repetitions, each when its moment has come, in one thread."""
 
-    def __init__(self, engine: Engine, everybody: Sequence[Repetition], race: Race) -> None:
+    def __init__(self, engine: RaceRunner, everybody: Sequence[Repetition], race: Race) -> None:
         self.engine, self.race = engine, race
         self.failures: dict[int, str] = {}
         self._queue: list[tuple[float, int, Repetition, Play, Any]] = []
         self._order = itertools.count()
         self._next_look = 0.0
-        self._waiting: dict[int, tuple[Repetition, Play, Reply | Read, float]] = {}
-        self._settling: list[tuple[Repetition, Play, Settled]] = []
-        self._wires: dict[int, Wire] = {}
+        self._waiting: dict[int, tuple[Repetition, Play, AwaitResponse | AwaitRead, float]] = {}
+        self._settling: list[tuple[Repetition, Play, AwaitEvents]] = []
+        self._connections: dict[int, RaceConnection] = {}
         self._epoll = engine.epoll
         self._starts = deque(everybody)
         self._next_start = time.monotonic() + 0.01
         for own in everybody:
-            for wire in own.wires:
-                self._watch(wire)
+            for connection in own.connections:
+                self._watch(connection)
             own.opened = self._watch
 
-    def _watch(self, wire: Wire) -> None:
-        number = wire.sock.fileno()
-        self._wires[number] = wire
+    def _watch(self, connection: RaceConnection) -> None:
+        number = connection.sock.fileno()
+        self._connections[number] = connection
         # An end shows in what is read.
         self._epoll.register(number, select.EPOLLIN)
 
@@ -187,12 +188,12 @@ class _Scheduler:
         if wait < 0.002:
             time.sleep(min(wait, 0.0002))
         for number, _ in self._epoll.poll(wait - 0.001 if wait >= 0.002 else 0, 256):
-            wire = self._wires[number]
+            connection = self._connections[number]
             # Closed, but a process that is just being started still holds a copy of the socket.
-            if wire.sock.fileno() != number:
+            if connection.sock.fileno() != number:
                 continue
-            wire.receive()
-            if wire.ended:
+            connection.receive()
+            if connection.ended:
                 self._epoll.unregister(number)
             self._check(number)
 
@@ -201,11 +202,16 @@ class _Scheduler:
             own, play, step, _ = self._waiting.pop(number)
             self._step(own, play, self._take(step))
 
-    def _has_come(self, step: Reply | Read) -> bool:
-        return bool(step.wire.ended or (step.wire.answers if isinstance(step, Reply) else step.wire.read))
+    def _has_come(self, step: AwaitResponse | AwaitRead) -> bool:
+        return bool(
+            step.connection.ended
+            or (step.connection.answers if isinstance(step, AwaitResponse) else step.connection.read)
+        )
 
-    def _take(self, step: Reply | Read) -> Answer | None:
-        return step.wire.answers.popleft() if isinstance(step, Reply) and step.wire.answers else None
+    def _take(self, step: AwaitResponse | AwaitRead) -> FinalResponse | None:
+        return (
+            step.connection.answers.popleft() if isinstance(step, AwaitResponse) and step.connection.answers else None
+        )
 
     def _give_up(self, now: float) -> None:
         if now < self._next_look:
@@ -213,29 +219,29 @@ class _Scheduler:
         self._next_look = now + 0.1
         for number in [number for number, (*_, until) in self._waiting.items() if until < now]:
             own, play, step, _ = self._waiting.pop(number)
-            self.failures[own.number] = "no answer" if isinstance(step, Reply) else "not read"
+            self.failures[own.number] = "no answer" if isinstance(step, AwaitResponse) else "not read"
             play.close()
 
     def _step(self, own: Repetition, play: Play, value: Any) -> None:
         try:
             step = play.send(value)
-            while isinstance(step, Reply | Read) and self._has_come(step):
+            while isinstance(step, AwaitResponse | AwaitRead) and self._has_come(step):
                 step = play.send(self._take(step))
         except StopIteration:
             return
-        except Taken:
+        except PortInUse:
             self.failures[own.number] = ""
             own.facts["note"] = "not played to the end, the port was taken"
             return
-        except (Unanswered, OSError) as error:
+        except (NoResponse, OSError) as error:
             self.failures[own.number] = str(error)
             return
-        if isinstance(step, Pause):
+        if isinstance(step, Sleep):
             self._later(time.monotonic() + step.seconds, own, play)
-        elif isinstance(step, Settled):
+        elif isinstance(step, AwaitEvents):
             self._settling.append((own, play, step))
         else:
-            self._waiting[step.wire.sock.fileno()] = (own, play, step, time.monotonic() + LATE)
+            self._waiting[step.connection.sock.fileno()] = (own, play, step, time.monotonic() + LATE)
 
     def _settle(self) -> None:
         settling, self._settling = self._settling, []

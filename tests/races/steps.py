@@ -6,33 +6,33 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.races.connection import Wire
+from tests.races.connection import RaceConnection
 from tests.races.events import Headers
 
 
 @dataclass(frozen=True)
-class Pause:
+class Sleep:
     """So many seconds, to a fraction of a millisecond."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
-class Reply:
-    """The next answer to a REGISTER over `wire`; None if the connection ends instead."""
+class AwaitResponse:
+    """The next answer to a REGISTER over `connection`; None if the connection ends instead."""
 
-    wire: Wire
-
-
-@dataclass(frozen=True)
-class Read:
-    """That the stack has read what was sent over `wire` (with a probe at the end)."""
-
-    wire: Wire
+    connection: RaceConnection
 
 
 @dataclass(frozen=True)
-class Settled:
+class AwaitRead:
+    """That the stack has read what was sent over `connection` (with a probe at the end)."""
+
+    connection: RaceConnection
+
+
+@dataclass(frozen=True)
+class AwaitEvents:
     """That `done` says of the events so far that all has come, for every repetition; and then some time for the rest.
 
     Gives the rows of the registrar by Call-ID.
@@ -41,13 +41,13 @@ class Settled:
     done: Callable[[Sequence[Headers]], bool]
 
 
-Step = Pause | Reply | Read | Settled
+Step = Sleep | AwaitResponse | AwaitRead | AwaitEvents
 Play = Generator[Step, Any, None]
 
 
-class Taken(Exception):
+class PortInUse(Exception):
     """The port of a connection that has ended is in use again."""
 
 
-class Unanswered(Exception):
+class NoResponse(Exception):
     """An answer did not come."""

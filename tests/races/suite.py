@@ -10,9 +10,9 @@ from pathlib import Path
 
 from scripts.pins.settings import Settings
 from tests import lab as lab_module
-from tests.races.cases import Case
-from tests.races.result import Outcome
-from tests.races.runner import Engine
+from tests.races.cases import RaceCase
+from tests.races.result import RaceResult
+from tests.races.runner import RaceRunner
 
 # None of these is about the limit of requests per second, nor about a REGISTER that takes longer than a report waits:
 # on a busy machine many would.
@@ -21,23 +21,23 @@ PARAMETERS = {"max-recv-requests-per-second": "0", "tp-error-wait": "60"}
 STOCK = {"tcp-unreg-on-socket-close": "true"}
 
 
-class Runs:
+class RaceSuite:
     """Plays cases against an image: those with other CPUs side by side, in labs of their own.
 
     A context manager; on the way out it waits for what is being played and leaves out the rest.
     """
 
     def __init__(
-        self, settings: Settings, cases: Sequence[Case], variant: str = "patched", repetitions: int = 0
+        self, settings: Settings, cases: Sequence[RaceCase], variant: str = "patched", repetitions: int = 0
     ) -> None:
         self.settings, self.variant, self.repetitions = settings, variant, repetitions
-        self.futures: dict[Case, Future[Outcome]] = {case: Future() for case in cases}
+        self.futures: dict[RaceCase, Future[RaceResult]] = {case: Future() for case in cases}
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._play_all, args=(cpus,)) for cpus in sorted({case.cpus for case in cases})
         ]
 
-    def __enter__(self) -> Runs:
+    def __enter__(self) -> RaceSuite:
         for thread in self._threads:
             thread.start()
         return self
@@ -47,7 +47,7 @@ class Runs:
         for thread in self._threads:
             thread.join()
 
-    def outcome(self, case: Case) -> Outcome:
+    def outcome(self, case: RaceCase) -> RaceResult:
         """Wait for what came of `case`. Raises what kept it from being played."""
         return self.futures[case].result()
 
@@ -65,7 +65,7 @@ class Runs:
                 if not self.futures[case].done():
                     self.futures[case].set_exception(CancelledError())
 
-    def _play(self, cases: Sequence[Case], cpus: int, blind: bool) -> None:
+    def _play(self, cases: Sequence[RaceCase], cpus: int, blind: bool) -> None:
         stock = self.variant == "stock"
         parameters = {**PARAMETERS, "accept-blind-reg": str(blind).lower(), **(STOCK if stock else {})}
         with (
@@ -74,7 +74,7 @@ class Runs:
         ):
             # It would read all events a second time.
             lab.freeswitch.recorder.stop()
-            engine = Engine(lab, blind, stock)
+            engine = RaceRunner(lab, blind, stock)
             try:
                 for case in cases:
                     if self._stop.is_set():

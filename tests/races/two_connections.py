@@ -5,30 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from tests.races.connection import Wire
+from tests.races.connection import RaceConnection
 from tests.races.events import PORT, Headers
 from tests.races.race import Race
 from tests.races.repetition import Repetition
-from tests.races.steps import Play, Read, Reply, Settled, Unanswered
+from tests.races.steps import AwaitEvents, AwaitRead, AwaitResponse, NoResponse, Play
 
 
-class Cross(Race):
+class TwoConnections(Race):
     """Two connections of one device, A and B: the later REGISTER is that over B."""
 
     profiles: ClassVar[tuple[str, ...]] = ("main", "multi")
-    wires = 2
+    connections = 2
 
-    def reports_of(self, own: Repetition, events: Sequence[Headers], wire: Wire) -> list[Headers]:
-        """Return the reports of the end of `wire`; stock's do not tell of which."""
-        return [event for event in events if own.is_report(event) and event.get(PORT) in (None, str(wire.near[1]))]
+    def reports_of(self, own: Repetition, events: Sequence[Headers], connection: RaceConnection) -> list[Headers]:
+        """Return the reports of the end of `connection`; stock's do not tell of which."""
+        return [
+            event for event in events if own.is_report(event) and event.get(PORT) in (None, str(connection.near[1]))
+        ]
 
     def done(self, own: Repetition, events: Sequence[Headers]) -> bool:
-        return bool(self.reports_of(own, events[own.marks[0] :], own.wires[1]))
+        return bool(self.reports_of(own, events[own.marks[0] :], own.connections[1]))
 
     def end(self, own: Repetition) -> Play:
         """See that the user is online with A gone, then close B."""
-        yield Settled(own.online)
-        own.wires[1].close()
+        yield AwaitEvents(own.online)
+        own.connections[1].close()
 
     def judge(self, own: Repetition, events: Sequence[Headers], rows: Sequence[Headers]) -> list[str]:
         before, after = events[: own.marks[0]], events[own.marks[0] :]
@@ -43,7 +45,7 @@ class Cross(Race):
         return wrong
 
     def judge_end(self, own: Repetition, after: Sequence[Headers]) -> list[str]:
-        mine = self.reports_of(own, after, own.wires[1])
+        mine = self.reports_of(own, after, own.connections[1])
         if not mine:
             return ["the end of B is not reported"]
         if len(mine) > 1:
@@ -53,12 +55,12 @@ class Cross(Race):
         return []
 
 
-class TwoRegisters(Cross):
+class TwoRegisters(TwoConnections):
     name = "two-registers"
     title = "one Call-ID: CSeq 1 over A, CSeq 2 over B, back to back; A closes; later B closes"
 
     def play(self, own: Repetition) -> Play:
-        first, second = own.wires
+        first, second = own.connections
         call = own.call()
         contact = own.contact(first) if own.dice.random() < 0.5 and own.transport in ("tcp", "tls") else ""
         one = yield from own.log_in(first, call)
@@ -68,8 +70,8 @@ class TwoRegisters(Cross):
         first.send(early)
         second.send(late, own.probe(second))
         if own.dice.random() < 0.5:
-            yield Reply(first)
-            answer = yield Reply(second)
+            yield AwaitResponse(first)
+            answer = yield AwaitResponse(second)
             own.facts["read"] = True
             yield own.offset()
             first.close()
@@ -78,18 +80,18 @@ class TwoRegisters(Cross):
             second.receive()
             own.facts["read"] = second.read
             first.close()
-            answer = yield Reply(second)
+            answer = yield AwaitResponse(second)
         if not answer or answer.status != 200:
-            raise Unanswered(f"CSeq 2: {answer and answer.status}")
+            raise NoResponse(f"CSeq 2: {answer and answer.status}")
         yield from self.end(own)
 
 
-class Move(Cross):
+class ChangeConnection(TwoConnections):
     name = "move"
     title = "REGISTER over B, A closes 0 to 1.5 ms later"
 
     def play(self, own: Repetition) -> Play:
-        first, second = own.wires
+        first, second = own.connections
         call = own.call()
         login = yield from own.log_in(first, call)
         yield from own.register(first, call, login=login)
@@ -108,28 +110,28 @@ class Move(Cross):
             second.receive()
         else:
             # The sharpest: the stack has it, a worker may not have begun.
-            yield Read(second)
+            yield AwaitRead(second)
         own.facts["read"] = second.read
         first.reset() if own.dice.random() < 0.5 else first.close()
-        answer = yield Reply(second)
+        answer = yield AwaitResponse(second)
         if not answer or answer.status != 200:
-            raise Unanswered(f"over B: {answer and answer.status}")
+            raise NoResponse(f"over B: {answer and answer.status}")
         yield from self.end(own)
 
     def judge(self, own: Repetition, events: Sequence[Headers], rows: Sequence[Headers]) -> list[str]:
         wrong = super().judge(own, events, rows)
-        if own.facts["second"] and len(self.reports_of(own, events, own.wires[0])) != 1 and not own.stock:
+        if own.facts["second"] and len(self.reports_of(own, events, own.connections[0])) != 1 and not own.stock:
             wrong.append("the end of A is not reported once")
         return wrong
 
 
-class NewCall(Cross):
+class NewCallId(TwoConnections):
     name = "new-call"
     title = "one Contact: refreshed over A, then registered over B with another Call-ID; A closes; later B closes"
     profiles = ("multi",)
 
     def play(self, own: Repetition) -> Play:
-        first, second = own.wires
+        first, second = own.connections
         call, other = own.call(), own.call()
         contact = own.contact(first)
         login = yield from own.log_in(first, call)
@@ -138,25 +140,25 @@ class NewCall(Cross):
         yield own.offset(0.02)
         # Two connections are read in any order: which REGISTER is the later one must be beyond doubt.
         first.send(own.request(first, call, login=login, contact=contact), own.probe(first))
-        yield Read(first)
+        yield AwaitRead(first)
         second.send(own.request(second, other, login=login_over_second, contact=contact), own.probe(second))
-        yield Reply(first)
-        answer = yield Reply(second)
+        yield AwaitResponse(first)
+        answer = yield AwaitResponse(second)
         if not answer or answer.status != 200:
-            raise Unanswered(f"over B: {answer and answer.status}")
+            raise NoResponse(f"over B: {answer and answer.status}")
         own.facts["read"] = True
         yield own.offset()
         first.close()
         yield from self.end(own)
 
 
-class LeaveAndReturn(Cross):
+class UnregisterAndReturn(TwoConnections):
     name = "leave-and-return"
     title = "REGISTER Expires 0 and close, then REGISTER over B with another Call-ID; later B closes"
     profiles = ("main", "multi", "contact")
 
     def play(self, own: Repetition) -> Play:
-        first, second = own.wires
+        first, second = own.connections
         call, other = own.call(), own.call()
         login = yield from own.log_in(first, call)
         yield from own.register(first, call, login=login)
@@ -164,13 +166,13 @@ class LeaveAndReturn(Cross):
         yield own.offset(0.02)
         # Two connections are read in any order: that the client has left before it returns must be beyond doubt.
         first.send(own.request(first, call, expires=0, login=login), own.probe(first))
-        yield Read(first)
+        yield AwaitRead(first)
         first.reset() if own.dice.random() < 0.5 else first.close()
         yield own.offset()
         second.send(own.request(second, other, login=login_over_second))
-        answer = yield Reply(second)
+        answer = yield AwaitResponse(second)
         if not answer or answer.status != 200:
-            raise Unanswered(f"over B: {answer and answer.status}")
+            raise NoResponse(f"over B: {answer and answer.status}")
         yield from self.end(own)
 
     def judge(self, own: Repetition, events: Sequence[Headers], rows: Sequence[Headers]) -> list[str]:
@@ -181,16 +183,16 @@ class LeaveAndReturn(Cross):
         return wrong
 
 
-class MoveInList(Cross):
+class ContactList(TwoConnections):
     name = "move-in-list"
     title = "over C a new Contact, and the one of A with expires=0; A closes; that of A again over B; later B closes"
     profiles = ("multi", "contact")
     # The Contact of a WebSocket is another one over each connection.
     transports = ("tcp", "tls")
-    wires = 3
+    connections = 3
 
     def play(self, own: Repetition) -> Play:
-        first, second, third = own.wires
+        first, second, third = own.connections
         call, other = own.call(), own.call()
         again = call if own.profile == "multi" else own.call()
         contact = own.contact(first)
@@ -201,20 +203,20 @@ class MoveInList(Cross):
         yield own.offset(0.02)
         contacts = f"{own.contact(third)}, {contact};expires=0"
         third.send(own.request(third, other, login=login_over_third, contact=contacts), own.probe(third))
-        yield Read(third)
+        yield AwaitRead(third)
         first.reset() if own.dice.random() < 0.5 else first.close()
         yield own.offset()
         second.send(own.request(second, again, login=login_over_second, contact=contact))
-        yield Reply(third)
-        answer = yield Reply(second)
+        yield AwaitResponse(third)
+        answer = yield AwaitResponse(second)
         if not answer or answer.status != 200:
-            raise Unanswered(f"over B: {answer and answer.status}")
+            raise NoResponse(f"over B: {answer and answer.status}")
         third.close()
         yield from self.end(own)
 
     def judge(self, own: Repetition, events: Sequence[Headers], rows: Sequence[Headers]) -> list[str]:
         own.facts["read"] = False
         wrong = super().judge(own, events, rows)
-        if self.reports_of(own, events, own.wires[0]) and not own.stock:
+        if self.reports_of(own, events, own.connections[0]) and not own.stock:
             wrong.append("reported as lost")
         return wrong

@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from tests.races.connection import Wire
+from tests.races.connection import RaceConnection
 from tests.races.events import Headers
 from tests.races.race import Race
 from tests.races.repetition import Repetition
-from tests.races.steps import Play, Settled
+from tests.races.steps import AwaitEvents, Play
 
 
-class Leave(Race):
+class Unregister(Race):
     name = "leave"
     title = "REGISTER Expires 0 and close, without waiting for the answer"
     profiles: ClassVar[tuple[str, ...]] = ("main", "multi", "contact")
 
     def play(self, own: Repetition) -> Play:
-        wire, call = own.wires[0], own.call()
-        login = yield from own.log_in(wire, call)
-        yield from own.register(wire, call, login=login)
+        connection, call = own.connections[0], own.call()
+        login = yield from own.log_in(connection, call)
+        yield from own.register(connection, call, login=login)
         yield own.offset(0.02)
-        wire.send(own.request(wire, call, expires=0, login=login))
+        connection.send(own.request(connection, call, expires=0, login=login))
         yield own.offset()
-        self.end(wire)
+        self.end(connection)
 
-    def end(self, wire: Wire) -> None:
-        wire.close()
+    def end(self, connection: RaceConnection) -> None:
+        connection.close()
 
     def done(self, own: Repetition, events: Sequence[Headers]) -> bool:
         return any(map(own.is_leave, events))
@@ -48,27 +48,27 @@ class Leave(Race):
         return wrong
 
 
-class LeaveWithReset(Leave):
+class UnregisterAndReset(Unregister):
     """What a kernel makes of a close with an answer unread."""
 
     name = "leave-with-reset"
     title = "REGISTER Expires 0 and reset"
 
-    def end(self, wire: Wire) -> None:
-        wire.reset()
+    def end(self, connection: RaceConnection) -> None:
+        connection.reset()
 
 
-class LeaveOverAnother(Leave):
+class UnregisterOverAnother(Unregister):
     """The connection that the client is registered over is alive when it leaves."""
 
     name = "leave-over-another"
     title = "registered over A: REGISTER Expires 0 over B, which ends at once; later A closes"
     # Not "contact": there the Contact of a WebSocket is another one over each connection.
     profiles = ("main", "multi")
-    wires = 2
+    connections = 2
 
     def play(self, own: Repetition) -> Play:
-        first, second = own.wires
+        first, second = own.connections
         call, contact = own.call(), own.contact(first)
         login = yield from own.log_in(first, call)
         yield from own.register(first, call, login=login, contact=contact)
@@ -77,5 +77,5 @@ class LeaveOverAnother(Leave):
         second.send(own.request(second, call, expires=0, login=login, contact=contact))
         yield own.offset()
         second.close() if own.dice.random() < 0.5 else second.reset()
-        yield Settled(lambda events: any(map(own.is_leave, events)))
+        yield AwaitEvents(lambda events: any(map(own.is_leave, events)))
         first.close()

@@ -18,7 +18,7 @@ from scripts.pins.settings import Settings
 from tests import lab as lab_module
 from tests import player
 from tests.lab import DOMAIN, Lab
-from tests.sip import Client, Reply, digest
+from tests.sip import Client, Response, digest
 
 MODES = ("main", "multi", "contact")
 # Where there can be several rows for a user.
@@ -58,7 +58,7 @@ class Phone:
 
     def register(
         self, contacts: Sequence[str], expires: int | None = 3600, call_id: str = "", agent: str = "tests"
-    ) -> Reply:
+    ) -> Response:
         """Send a REGISTER with these values of Contact, one header each, and return the final response."""
         call_id = call_id or uuid.uuid4().hex
 
@@ -120,7 +120,7 @@ class Phone:
         ]
 
 
-def answered(reply: Reply) -> dict[str, int]:
+def answered(reply: Response) -> dict[str, int]:
     """Return the URIs in a 200 and for how long each is bound."""
     assert reply.status == 200, reply
     values = [value for line in reply.headers.get("contact", []) for value in re.split(r",\s*(?=<)", line)]

@@ -16,7 +16,7 @@ import pytest
 
 from tests.lab import DOMAIN, LIMIT, USERS, Lab
 from tests.player import soon
-from tests.sip import Client, Reply, digest
+from tests.sip import Client, Response, digest
 
 NUMBER = 3000
 # Over one connection. The stack keeps no more than 64 answers for a peer that is slow to read.
@@ -50,7 +50,7 @@ def request(client: Client, method: str, number: int) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-def is_refused(reply: Reply) -> bool:
+def is_refused(reply: Response) -> bool:
     """Return whether nta refused the request, and not mod_sofia, which is too busy in its own words."""
     if (reply.status, reply.phrase) != (503, "Service Unavailable"):
         return False
@@ -68,7 +68,7 @@ def send_all(client: Client, method: str, count: int) -> None:
         client.sock.sendall(b"".join(messages))
 
 
-def flood(clients: Sequence[Client], method: str) -> list[Reply]:
+def flood(clients: Sequence[Client], method: str) -> list[Response]:
     """Send SHARE requests over each of `clients` as fast as that goes; return the answers, one for each.
 
     Raises TimeoutError if there is none.
@@ -136,7 +136,7 @@ def test_every_kind_of_connection_gets_answers(lab: Lab, full: None, transport: 
 
 def test_datagrams_in_excess_are_dropped(lab: Lab, full: None) -> None:
     client = lab.open("limited", "udp")
-    answers: list[Reply] = []
+    answers: list[Response] = []
     start = time.monotonic()
     # In small portions: what the kernel drops, the stack can't.
     for _ in range(NUMBER // SHARE):

@@ -178,7 +178,7 @@ def test_cause_of_a_registered_offender(lab: Lab, transport: str, data: bytes, c
     client.close()
 
 
-class Offenders:
+class StallingClients:
     """Many connections of every kind that stall."""
 
     def __init__(self, lab: Lab) -> None:
@@ -218,7 +218,7 @@ class Offenders:
             sock.close()
 
 
-class Others:
+class RegisteringClients:
     """Clients of every transport that ask, register and die all the while; `worst` is the longest wait in seconds."""
 
     def __init__(self, lab: Lab) -> None:
@@ -251,15 +251,15 @@ class Others:
 
 
 @pytest.fixture
-def offending(lab: Lab) -> Iterator[Offenders]:
-    found = Offenders(lab)
+def offending(lab: Lab) -> Iterator[StallingClients]:
+    found = StallingClients(lab)
     yield found
     found.close()
 
 
-def test_a_crowd_of_offenders_holds_nobody_up(lab: Lab, offending: Offenders) -> None:
+def test_a_crowd_of_offenders_holds_nobody_up(lab: Lab, offending: StallingClients) -> None:
     before = lab.freeswitch.sockets()
-    others = Others(lab)
+    others = RegisteringClients(lab)
     offending.come(CROWD)
     # Until those that stall have been closed.
     time.sleep(PATIENCE + 2)

@@ -31,7 +31,7 @@ START, ANSWER = 300.0, 60.0
 
 
 @dataclass
-class Node:
+class DeployedContainer:
     """A container of the image, and a user that can register there."""
 
     container: Container
@@ -75,7 +75,7 @@ class Node:
             assert time.monotonic() < deadline, f"{what}: {self.log()}"
             time.sleep(0.2)
 
-    def ready(self) -> Node:
+    def ready(self) -> DeployedContainer:
         """Wait until FreeSWITCH says that all is well."""
 
         def healthy() -> bool:
@@ -101,7 +101,7 @@ class Node:
         return client
 
 
-Run = Callable[..., Node]
+Run = Callable[..., DeployedContainer]
 
 
 def remove(container: Container) -> None:
@@ -124,7 +124,7 @@ def running(built: Settings) -> Iterator[Run]:
             users: bool = True,
             stage: str = "patched",
             **environment: str,
-        ) -> Node:
+        ) -> DeployedContainer:
             password = secrets.token_hex(8)
             container = client.containers.create(
                 f"{built.image}:{stage}",
@@ -139,7 +139,7 @@ def running(built: Settings) -> Iterator[Run]:
             if files:
                 container.put_archive("/etc/freeswitch", engine.tar(files))
             container.start()
-            return Node(container, dataclasses.replace(built, start_timeout=START), password=password)
+            return DeployedContainer(container, dataclasses.replace(built, start_timeout=START), password=password)
 
         yield start
 

@@ -20,20 +20,20 @@ from tests.image.deployment.node import (
 )
 
 
-class Users(ThreadingHTTPServer):
+class HttpDirectory(ThreadingHTTPServer):
     """An HTTP directory that knows bob, and wants a user and a password itself."""
 
     def __init__(self, host: str, credentials: str, password: str) -> None:
-        super().__init__((host, 0), _Handler)
+        super().__init__((host, 0), _DirectoryHandler)
         self.credentials = credentials
         self.password = password
         self.asked: list[dict[str, str]] = []
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _DirectoryHandler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         server = self.server
-        assert isinstance(server, Users)
+        assert isinstance(server, HttpDirectory)
         form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
         expected = "Basic " + base64.b64encode(server.credentials.encode()).decode()
         if self.headers.get("Authorization") != expected:
@@ -62,8 +62,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def users(gateway: str) -> Iterator[Users]:
-    server = Users(gateway, "switch:s3cret", secrets.token_hex(8))
+def users(gateway: str) -> Iterator[HttpDirectory]:
+    server = HttpDirectory(gateway, "switch:s3cret", secrets.token_hex(8))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -72,7 +72,7 @@ def users(gateway: str) -> Iterator[Users]:
     server.server_close()
 
 
-def test_users_from_an_http_directory(run: Run, users: Users) -> None:
+def test_users_from_an_http_directory(run: Run, users: HttpDirectory) -> None:
     host, port = users.server_address[:2]
     node = run(
         DIRECTORY_URL=f"http://{host!s}:{port}/directory", DIRECTORY_USER="switch", DIRECTORY_PASSWORD="s3cret"
@@ -86,7 +86,7 @@ def test_users_from_an_http_directory(run: Run, users: Users) -> None:
     node.register().close()
 
 
-def test_users_from_an_https_directory(run: Run, users: Users, gateway: str) -> None:
+def test_users_from_an_https_directory(run: Run, users: HttpDirectory, gateway: str) -> None:
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(gateway).configure_cert(context)
@@ -110,7 +110,7 @@ def test_users_from_an_https_directory(run: Run, users: Users, gateway: str) -> 
     assert any(asked.get("user") == "bob" for asked in users.asked)
 
 
-def test_http_directory_that_refuses(run: Run, users: Users) -> None:
+def test_http_directory_that_refuses(run: Run, users: HttpDirectory) -> None:
     host, port = users.server_address[:2]
     node = run(DIRECTORY_URL=f"http://{host!s}:{port}/", DIRECTORY_USER="switch", DIRECTORY_PASSWORD="wrong").ready()
     with pytest.raises(AssertionError):

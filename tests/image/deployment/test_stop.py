@@ -12,13 +12,13 @@ import pytest
 from scripts.scenario.cases import DOMAIN
 from tests.image.deployment.node import (
     ECHO,
-    Node,
+    DeployedContainer,
     Run,
 )
 from tests.sip import Client
 
 
-def is_caught(node: Node, number: signal.Signals) -> bool:
+def is_caught(node: DeployedContainer, number: signal.Signals) -> bool:
     """Return whether the first process of the container has a handler for the signal."""
     caught = re.search(r"^SigCgt:\s*(\w+)", node.shell("cat /proc/1/status")[1], re.MULTILINE)
     return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
@@ -60,7 +60,7 @@ def test_stop_waits_for_calls_if_asked(run: Run) -> None:
     assert node.container.wait(timeout=180)["StatusCode"] == 0
 
 
-def _refused(client: Client, node: Node) -> bool:
+def _refused(client: Client, node: DeployedContainer) -> bool:
     try:
         client.invite("alice", node.password, DOMAIN, ECHO)
     except AssertionError as error:

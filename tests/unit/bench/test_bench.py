@@ -144,7 +144,7 @@ def test_a_refresh_has_the_call_id_of_the_first_register_and_a_higher_cseq() -> 
     assert load.header(load.options(("192.0.2.1", 10000), 3), b"cseq") == b"3 OPTIONS"
 
 
-class Registrar:
+class FakeRegistrar:
     """Answers every request but the first `deaf` ones with `status`; calls are answered, too."""
 
     def __init__(self, status: str = "200 OK", deaf: int = 0) -> None:
@@ -182,7 +182,7 @@ class Registrar:
 
 
 def test_an_owner_registers_refreshes_and_closes() -> None:
-    registrar = Registrar()
+    registrar = FakeRegistrar()
     with load.LoadGenerator(registrar.target, [load.user(number) for number in range(100)]) as owner:
         assert owner.do("register").answered == 100
         assert owner.do("refresh", 2).answered == 200
@@ -194,7 +194,7 @@ def test_an_owner_registers_refreshes_and_closes() -> None:
 
 
 def test_refused_requests_are_counted_and_then_an_error() -> None:
-    with load.LoadGenerator(Registrar("503 Busy").target, ["u1", "u2"]) as owner:
+    with load.LoadGenerator(FakeRegistrar("503 Busy").target, ["u1", "u2"]) as owner:
         pace = owner.do("register")
     assert (pace.answered, pace.refused) == (0, 2)
     with pytest.raises(ToolkitError, match="accepted 0 of 2 requests and refused 2"):
@@ -203,7 +203,7 @@ def test_refused_requests_are_counted_and_then_an_error() -> None:
 
 def test_lost_requests_are_sent_once_more_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "PATIENCE", 0.2)
-    registrar = Registrar(deaf=3)
+    registrar = FakeRegistrar(deaf=3)
     clients = load.ClientPool(registrar.target, ["u1", "u2", "u3", "u4", "u5"])
     pace = clients.register()
     assert (pace.answered, pace.refused, pace.repeated) == (5, 0, 3)
@@ -215,7 +215,7 @@ def test_answers_that_never_come_are_an_error(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(load, "PATIENCE", 0.1)
     monkeypatch.setattr(load, "TIMEOUT", 0.3)
     with pytest.raises(TimeoutError, match=r"1 requests have no answer after 0.3 s, 0 had been answered"):
-        load.ClientPool(Registrar(deaf=1000).target, ["u1"]).register()
+        load.ClientPool(FakeRegistrar(deaf=1000).target, ["u1"]).register()
 
 
 def test_a_target_that_does_not_answer_is_an_error() -> None:
@@ -230,9 +230,9 @@ def test_a_target_that_does_not_answer_is_an_error() -> None:
 
 
 def test_calls_and_probes() -> None:
-    registrar = Registrar()
+    registrar = FakeRegistrar()
     assert load.call(registrar.target, 10, 3).answered == 10
-    assert load.call(Registrar("486 Busy").target, 4, 2).refused == 4
+    assert load.call(FakeRegistrar("486 Busy").target, 4, 2).refused == 4
     stops = iter([False, False, False, True])
     answers = load.probe(registrar.target, lambda: next(stops), 0)
     assert [method for method, _ in answers] == ["OPTIONS", "REGISTER", "OPTIONS"]

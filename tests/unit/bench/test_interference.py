@@ -172,7 +172,7 @@ def test_a_frame_is_masked(size: int) -> None:
     assert bytes(byte ^ key[place % 4] for place, byte in enumerate(data[start:])) == payload
 
 
-class Server:
+class FakeSipServer:
     """Keeps what comes over each connection; answers each request, but the first `deaf` ones, with 200."""
 
     def __init__(self, deaf: int = 0) -> None:
@@ -219,11 +219,11 @@ class Server:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
+def serve() -> Iterator[Callable[..., FakeSipServer]]:
+    servers: list[FakeSipServer] = []
 
-    def start(deaf: int = 0) -> Server:
-        servers.append(Server(deaf))
+    def start(deaf: int = 0) -> FakeSipServer:
+        servers.append(FakeSipServer(deaf))
         return servers[-1]
 
     yield start
@@ -238,7 +238,7 @@ def soon(done: Callable[[], bool]) -> bool:
     return done()
 
 
-def test_others_register_refresh_and_die(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_others_register_refresh_and_die(serve: Callable[..., FakeSipServer], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interference, "STREAMS", ("tcp",))
     server = serve()
     others = Bystanders(server.targets)
@@ -255,7 +255,7 @@ def test_others_register_refresh_and_die(serve: Callable[..., Server], monkeypat
 
 
 def test_others_that_are_not_answered_have_waited(
-    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., FakeSipServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(interference, "STREAMS", ("tcp",))
     met = Bystanders(serve(deaf=1).targets, limit=0.2).run(0.0)
@@ -271,7 +271,7 @@ def test_others_that_cannot_connect_are_held_up(monkeypatch: pytest.MonkeyPatch)
     assert (len(met.answers), met.unanswered, met.deaths) == (1, 1, {})
 
 
-def test_a_crowd_comes_first_and_offends_then(serve: Callable[..., Server]) -> None:
+def test_a_crowd_comes_first_and_offends_then(serve: Callable[..., FakeSipServer]) -> None:
     server, offenders = serve(), OffenderPool()
     offenders.connect("half a request, silence", ["tcp"] * 3, server.targets)
     assert soon(lambda: len(server.came) == 3) and server.came == [b""] * 3
@@ -279,7 +279,7 @@ def test_a_crowd_comes_first_and_offends_then(serve: Callable[..., Server]) -> N
     assert soon(lambda: server.came == [b"REGISTER sip:"] * 3)
 
 
-def test_a_crowd_whose_offence_is_to_connect_does_not_come_before(serve: Callable[..., Server]) -> None:
+def test_a_crowd_whose_offence_is_to_connect_does_not_come_before(serve: Callable[..., FakeSipServer]) -> None:
     server, offenders = serve(), OffenderPool()
     offenders.connect("connects, silence", ["tcp"] * 2, server.targets)
     assert server.came == []
@@ -287,7 +287,7 @@ def test_a_crowd_whose_offence_is_to_connect_does_not_come_before(serve: Callabl
     assert soon(lambda: server.came == [b""] * 2)
 
 
-def test_an_endless_offender_does_it_again(serve: Callable[..., Server]) -> None:
+def test_an_endless_offender_does_it_again(serve: Callable[..., FakeSipServer]) -> None:
     server, offenders = serve(), OffenderPool()
     offenders.connect("pings of RFC 5626 without end", ["tcp"], server.targets)
     offenders.start()
@@ -295,7 +295,7 @@ def test_an_endless_offender_does_it_again(serve: Callable[..., Server]) -> None
     assert soon(lambda: len(server.came[0]) > 3 * once)
 
 
-def test_what_comes_before_is_sent_before(serve: Callable[..., Server]) -> None:
+def test_what_comes_before_is_sent_before(serve: Callable[..., FakeSipServer]) -> None:
     server, offenders = serve(), OffenderPool()
     offenders.connect("never reads its answers", ["tcp"], server.targets)
     assert soon(lambda: len(load.split(server.came[0])[0]) == 30)

@@ -23,7 +23,7 @@ from scripts.scenario.cases import CASES, PATCHED, STOCK, VARIANTS, Action, Case
 from scripts.scenario.judge import Observation, judge
 from scripts.scenario.outcome import Result, Verdict
 from scripts.templates import render
-from tests.wire import CLIENT, SERVER, killed, ms
+from tests.flows import CLIENT, SERVER, killed, ms
 
 SUBCLASS = "sofia::tp_error_report"
 KILLED_US = 1_795_406_420_000_000

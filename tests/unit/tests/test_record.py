@@ -21,7 +21,7 @@ KILL = Case("SIGKILL", "main", "ws", ("spawn u", "kill u -> u 0 left peer-closed
 STORM = Case("storm", "main", "tcp", ("storm u*9 fin -> each registered u*9 reset",))
 
 
-class Container:
+class FakeContainer:
     """A container with an image and a log."""
 
     image = SimpleNamespace(id="sha256:aa", labels={"org.freeswitch-tp-error.series": "abc"})
@@ -42,7 +42,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(record, "Player", lambda lab, case, stock=False: player)
     monkeypatch.setattr(Sniffer, "start", lambda self: None)
     recorder = SimpleNamespace(api=lambda command: "FreeSWITCH 1.10\n")
-    freeswitch = SimpleNamespace(container=Container(), recorder=recorder, address="192.0.2.1")
+    freeswitch = SimpleNamespace(container=FakeContainer(), recorder=recorder, address="192.0.2.1")
     settings = SimpleNamespace(
         image="fs", esl_event="sofia::tp_error_report", report_directory=tmp_path / "report", sources=load().sources
     )
