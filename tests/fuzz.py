@@ -114,7 +114,7 @@ MUTATIONS: tuple[Callable[[random.Random, bytes], bytes], ...] = (
 
 @dataclass
 class FuzzInput:
-    """What is sent over connection `number`, and how it is ended."""
+    """The input of the fuzzer that is sent over connection `number`, and how it is ended."""
 
     number: int
     protocol: str
@@ -129,7 +129,7 @@ class FuzzInput:
 
 @dataclass
 class FuzzConnection:
-    """What came of an input: its connection, when that was closed, and what the server had sent until then."""
+    """The connection of one input: itself, when that was closed, and what the server had sent until then."""
 
     item: FuzzInput
     connection: ProbeConnection
@@ -139,6 +139,8 @@ class FuzzConnection:
 
 @dataclass
 class FuzzResult:
+    """The result of a run of the fuzzer: counts, and what was wrong."""
+
     seed: int
     tool: str
     inputs: int = 0

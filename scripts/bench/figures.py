@@ -123,7 +123,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Sample:
-    """What clients met beside others that offend, or beside nobody.
+    """A sample of what bystanders met beside offenders, or beside nobody.
 
     `answers` are the seconds that each REGISTER took to be answered, the time
     waited in vain included, which `unanswered` counts; `reports` those from
@@ -138,7 +138,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class OffenderImpact:
-    """What clients that do `name`, over `over`, did to the others; `stock` is what one did to those of stock."""
+    """The impact of offenders that do `name`, over `over`, on bystanders; `stock` is that of one on those of stock."""
 
     name: str
     over: Sequence[str]
@@ -148,7 +148,7 @@ class OffenderImpact:
 
 @dataclass(frozen=True)
 class OffenderReport:
-    """What `count` offenders of each kind did to bystanders, one kind after the other.
+    """The report of what `count` offenders of each kind did to bystanders, one kind after the other.
 
     `idle` are samples of the same load beside nobody, in between; they took
     `seconds` in all, and each sample about `window` seconds.
@@ -227,7 +227,7 @@ def _percentile_cells(values: Sequence[float], base: Percentiles) -> list[str]:
 
 @dataclass
 class BenchmarkReport:
-    """A whole benchmark.
+    """The report of a whole benchmark.
 
     `notes` says in words what no figure does; `curves` are by plot; `kamailio`
     is its version if it was measured, too; `offences` is None if there was no

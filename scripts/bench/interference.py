@@ -113,7 +113,7 @@ def serve_offenders(pipe: Connection) -> None:
 
 @dataclass
 class BystanderTimings:
-    """What bystanders met: seconds of each answer, how many never came, and who died when (monotonic ns)."""
+    """The timings of bystanders: seconds of each answer, how many never came, and who died when (monotonic ns)."""
 
     answers: list[float] = field(default_factory=list)
     unanswered: int = 0

@@ -41,7 +41,7 @@ processes = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the clients connect to; `first_port` is the first one they bind at the near end."""
+    """The endpoint that the clients connect to; `first_port` is the first one they bind at the near end."""
 
     host: str
     port: int
@@ -63,7 +63,7 @@ class PortAllocator:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """How many requests were answered in how many seconds, how many refused, and how many sent once more."""
+    """The result of a load: requests that were answered, in seconds, refused, and sent once more."""
 
     answered: int
     refused: int

@@ -43,7 +43,7 @@ class Server(Protocol):
 
 @dataclass(frozen=True)
 class StormResult:
-    """What came of killing the owner of `connections` connections.
+    """The result of a storm: of killing the owner of `connections` connections.
 
     `seconds` is from the kill to the last report, `cpu` what the server used
     until a second after it, `times` when each report came (seconds after the kill).
@@ -110,7 +110,7 @@ def checked(result: LoadResult, count: int) -> LoadResult:
 
 @dataclass(frozen=True)
 class RequestRate:
-    """How many requests a second, and CPU seconds of the server for each."""
+    """The rate of requests per second, and the CPU seconds of the server for each."""
 
     rate: float
     cpu: float
@@ -125,7 +125,7 @@ def request_rate(server: Server, generator: LoadGenerator, count: int, command: 
 
 @dataclass(frozen=True)
 class RegisterRates:
-    """How fast REGISTER requests were served: new ones, and those that refresh."""
+    """The rates at which REGISTER requests were served: new ones, and those that refresh."""
 
     register: RequestRate
     refresh: RequestRate
@@ -220,7 +220,7 @@ def idle(servers: Sequence[Server], seconds: float) -> list[float]:
 
 @dataclass(frozen=True)
 class SlowConsumerResult:
-    """What became of FreeSWITCH while a subscriber did not read, or vanished.
+    """The result of a slow consumer: what became of FreeSWITCH while a subscriber did not read, or vanished.
 
     `answers` are the seconds that REGISTER and OPTIONS took meanwhile, None
     for those without an answer; `resident` the bytes it held before, and after

@@ -202,7 +202,7 @@ class Closure(Enum):
 
 @dataclass(frozen=True)
 class FrameCase:
-    """What a client sends, a bytes object in one piece, a number a pause of so many seconds; and what comes of it."""
+    """A case: what a client sends, bytes in one piece, a number a pause of so many seconds; and what comes of it."""
 
     name: str
     steps: tuple[bytes | float, ...]
@@ -344,7 +344,7 @@ CASES = tuple(
 
 
 class HandshakeStage(Enum):
-    """How far a connection is when the steps begin."""
+    """The stage of the handshakes at which the steps begin."""
 
     CONNECTED = "connected"
     SECURED = "connected, with TLS where the transport has it"
@@ -356,7 +356,7 @@ Steps = tuple[bytes | float, ...]
 
 @dataclass(frozen=True)
 class Offender:
-    """What each of many clients does, over one of `transports`.
+    """An offender: what each of many such clients does, over one of `transports`.
 
     `steps` are made anew for each connection, as those of a `Case`; with
     `endless` they come again and again. What is in `before` has been sent when

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything; runs count without the warm-up."""
+    """The plan of a benchmark: how much of everything; runs count without the warm-up."""
 
     storm: int
     storm_runs: int

@@ -141,7 +141,7 @@ def marker_of(subclass: str) -> bytes:
 
 
 class EventReader:
-    """The process that reads, seen from outside. A context manager; leaving it ends the process."""
+    """The process that reads the events, seen from outside. A context manager; leaving it ends the process."""
 
     def __init__(self, address: tuple[str, int], password: str, subclass: str) -> None:
         self._count: Synchronized[int] = processes.Value("q", 0)

@@ -58,7 +58,7 @@ def loud(console: Console) -> Console:
 
 @dataclass
 class TaskProgress:
-    """One piece of long work that is under way.
+    """The progress of one piece of long work.
 
     `name` says what it is; `total` counts its parts, None if that's unknown.
     It may be used from any thread.
@@ -100,7 +100,7 @@ class TaskProgress:
 
 @dataclass
 class ProgressDisplay:
-    """Several pieces of long work at the same time."""
+    """The display of several pieces of long work at the same time."""
 
     console: Console
     progress: Progress | None

@@ -24,7 +24,7 @@ class Lane(IntEnum):
 
 
 class StepKind(StrEnum):
-    """What a step is; the names are those of its CSS classes."""
+    """The kind of a step; the names are those of its CSS classes."""
 
     TCP = "tcp"
     END = "end"

@@ -52,7 +52,7 @@ class ClientFrame:
 
 @dataclass
 class ServerFrames:
-    """What the server has sent, read as strictly as RFC 6455 allows; `faults` says what it forbids."""
+    """The frames that the server has sent, read as strictly as RFC 6455 allows; `faults` says what it forbids."""
 
     frames: list[tuple[int, bytes]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -91,7 +91,7 @@ class ServerFrames:
 
 @dataclass
 class FrameExchange:
-    """What a client sends over one connection, in segments, and what must come of it."""
+    """The exchange of frames over one connection: what a client sends, in segments, and what must come of it."""
 
     kind: str
     parts: list[bytes]

@@ -14,6 +14,8 @@ from tests.races.steps import AwaitEvents, AwaitResponse, Play, Sleep
 
 
 class MultipleLines(Race):
+    """The lines of one phone share a connection, which ends."""
+
     name = "lines"
     title = "three lines of one phone: one Call-ID, one nonce; close"
     profiles = ("multi",)
@@ -50,6 +52,8 @@ class MultipleLines(Race):
 
 
 class SamePort(Race):
+    """A client is reset and back over a connection with the same address and port."""
+
     name = "back"
     title = "RST, back at once from the same source port with the same Call-ID"
     profiles = ("remove", "both")
@@ -95,6 +99,8 @@ class SamePort(Race):
 
 
 class RegisterStorm(Race):
+    """A storm of clients that register and close their connections at once."""
+
     name = "storm"
     title = "many clients REGISTER and close at once"
     profiles = ("remove", "both")
@@ -177,6 +183,8 @@ class Trunk(Race):
 
 
 class TrunkErrorPath(Trunk):
+    """The same connection of a proxy, on a profile that reports its users."""
+
     name = "trunk-old-way"
     title = "the same with tp-error-path"
     profiles = ("path",)
@@ -192,6 +200,8 @@ class TrunkErrorPath(Trunk):
 
 
 class ContactExpires(Race):
+    """A Contact expires in the REGISTER that renews another one, or itself."""
+
     name = "contact-expires"
     title = "Contact with expires=0 together with Expires 3600, or old;expires=0 and new in one REGISTER"
     profiles = ("main", "multi", "contact")

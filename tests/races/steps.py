@@ -12,28 +12,28 @@ from tests.races.events import Headers
 
 @dataclass(frozen=True)
 class Sleep:
-    """So many seconds, to a fraction of a millisecond."""
+    """A pause of so many seconds, to a fraction of a millisecond."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class AwaitResponse:
-    """The next answer to a REGISTER over `connection`; None if the connection ends instead."""
+    """The wait for the next answer to a REGISTER over `connection`; None if the connection ends instead."""
 
     connection: RaceConnection
 
 
 @dataclass(frozen=True)
 class AwaitRead:
-    """That the stack has read what was sent over `connection` (with a probe at the end)."""
+    """The wait until the stack has read what was sent over `connection` (with a probe at the end)."""
 
     connection: RaceConnection
 
 
 @dataclass(frozen=True)
 class AwaitEvents:
-    """That `done` says of the events so far that all has come, for every repetition; and then some time for the rest.
+    """The wait until `done` says of the events so far, of every repetition, that all has come; then for the rest.
 
     Gives the rows of the registrar by Call-ID.
     """

@@ -56,6 +56,8 @@ class TwoConnections(Race):
 
 
 class TwoRegisters(TwoConnections):
+    """The REGISTERs of one Call-ID overtake each other."""
+
     name = "two-registers"
     title = "one Call-ID: CSeq 1 over A, CSeq 2 over B, back to back; A closes; later B closes"
 
@@ -87,6 +89,8 @@ class TwoRegisters(TwoConnections):
 
 
 class ChangeConnection(TwoConnections):
+    """A client changes its connection: the old one ends as it registers over the new one."""
+
     name = "move"
     title = "REGISTER over B, A closes 0 to 1.5 ms later"
 
@@ -126,6 +130,8 @@ class ChangeConnection(TwoConnections):
 
 
 class NewCallId(TwoConnections):
+    """One Contact is registered anew, with another Call-ID."""
+
     name = "new-call"
     title = "one Contact: refreshed over A, then registered over B with another Call-ID; A closes; later B closes"
     profiles = ("multi",)
@@ -153,6 +159,8 @@ class NewCallId(TwoConnections):
 
 
 class UnregisterAndReturn(TwoConnections):
+    """A client unregisters and returns over a new connection."""
+
     name = "leave-and-return"
     title = "REGISTER Expires 0 and close, then REGISTER over B with another Call-ID; later B closes"
     profiles = ("main", "multi", "contact")
@@ -184,6 +192,8 @@ class UnregisterAndReturn(TwoConnections):
 
 
 class ContactList(TwoConnections):
+    """A REGISTER lists several Contacts, of which one expires."""
+
     name = "move-in-list"
     title = "over C a new Contact, and the one of A with expires=0; A closes; that of A again over B; later B closes"
     profiles = ("multi", "contact")

@@ -13,6 +13,8 @@ from tests.races.steps import AwaitEvents, Play
 
 
 class Unregister(Race):
+    """A client unregisters and closes its connection."""
+
     name = "leave"
     title = "REGISTER Expires 0 and close, without waiting for the answer"
     profiles: ClassVar[tuple[str, ...]] = ("main", "multi", "contact")

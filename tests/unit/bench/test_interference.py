@@ -1,4 +1,4 @@
-"""A crowd of offenders and the others beside it, as the benchmark has them. No figure of it decides here."""
+"""Offenders and the bystanders beside them, as the benchmark has them. No figure of it decides here."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_one_hiccup_does_not_change_what_is_usual() -> None:
 
 
 def test_a_sample_has_the_seconds_from_each_death_to_its_report() -> None:
-    met = BystanderTimings([0.5, 0.25], 1, {"a": 1_000_000_000, "b": 2_000_000_000, "c": 3_000_000_000})
+    timings = BystanderTimings([0.5, 0.25], 1, {"a": 1_000_000_000, "b": 2_000_000_000, "c": 3_000_000_000})
     events = [report("b", 2_500_000_000), report("a", 1_250_000_000), report("stranger", 1)]
-    found = sample(met, events)
+    found = sample(timings, events)
     assert (found.answers, found.unanswered) == ([0.5, 0.25], 1)
     assert (found.reports, found.lost) == ([0.25, 0.5], 1)
 
@@ -241,34 +241,34 @@ def soon(done: Callable[[], bool]) -> bool:
 def test_others_register_refresh_and_die(serve: Callable[..., FakeSipServer], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interference, "STREAMS", ("tcp",))
     server = serve()
-    others = Bystanders(server.targets)
+    bystanders = Bystanders(server.targets)
     before = time.monotonic_ns()
-    met = others.run(0.3)
-    lives = len(met.deaths)
+    timings = bystanders.run(0.3)
+    lives = len(timings.deaths)
     assert lives == len(server.came) > 1
-    assert (len(met.answers), met.unanswered) == (interference.REQUESTS * lives, 0)
-    assert all(before < moment < time.monotonic_ns() for moment in met.deaths.values())
+    assert (len(timings.answers), timings.unanswered) == (interference.REQUESTS * lives, 0)
+    assert all(before < moment < time.monotonic_ns() for moment in timings.deaths.values())
     sequences = [load.header(message, b"cseq") for message in load.split(server.came[0])[0]]
     assert sequences == [b"1 REGISTER", b"2 REGISTER", b"3 REGISTER"]
     # Nobody comes twice: a report belongs to one death.
-    assert not set(met.deaths) & set(others.run(0.0).deaths)
+    assert not set(timings.deaths) & set(bystanders.run(0.0).deaths)
 
 
 def test_others_that_are_not_answered_have_waited(
     serve: Callable[..., FakeSipServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(interference, "STREAMS", ("tcp",))
-    met = Bystanders(serve(deaf=1).targets, limit=0.2).run(0.0)
-    assert (len(met.answers), met.unanswered, met.deaths) == (1, 1, {})
-    assert met.answers[0] >= 0.2
+    timings = Bystanders(serve(deaf=1).targets, limit=0.2).run(0.0)
+    assert (len(timings.answers), timings.unanswered, timings.deaths) == (1, 1, {})
+    assert timings.answers[0] >= 0.2
 
 
 def test_others_that_cannot_connect_are_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interference, "STREAMS", ("tcp",))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         target = listener.getsockname()
-    met = Bystanders({"tcp": target}).run(0.0)
-    assert (len(met.answers), met.unanswered, met.deaths) == (1, 1, {})
+    timings = Bystanders({"tcp": target}).run(0.0)
+    assert (len(timings.answers), timings.unanswered, timings.deaths) == (1, 1, {})
 
 
 def test_a_crowd_comes_first_and_offends_then(serve: Callable[..., FakeSipServer]) -> None:
