@@ -25,14 +25,14 @@ from pathlib import Path
 from rich import get_console
 
 from scripts.bench import offenders
-from scripts.bench.offenders import Raw
+from scripts.bench.offenders import RawConnection
 from scripts.errors import ToolkitError
 from scripts.freeswitch.events import UNREGISTER
 from scripts.freeswitch.sip import Client
 from scripts.machine import terminal
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
-from scripts.machine.terminal import Work
+from scripts.machine.terminal import ProgressDisplay
 from scripts.pins.settings import Settings
 from scripts.report import write
 from scripts.scenario import ensemble, outcome, table
@@ -63,7 +63,7 @@ class Run:
     record: Record
 
 
-def measure(settings: Settings, variant: str, work: Work) -> Run:
+def measure(settings: Settings, variant: str, work: ProgressDisplay) -> Run:
     """Run the table against the image `variant`; `work` shows the progress."""
     outcomes = {}
     scenario = table.load("deaths")
@@ -100,13 +100,15 @@ def _for_stock(case: Case) -> Case:
     return replace(case, alone=case.alone or breaks)
 
 
-def measure_races(settings: Settings, variant: str, work: Work) -> dict[races.Case, races.Outcome | str]:
+def measure_races(
+    settings: Settings, variant: str, work: ProgressDisplay
+) -> dict[races.RaceCase, races.RaceResult | str]:
     """Play what crosses against the image `variant`; of what could not be played, why."""
     cases = [case for case in RACES if variant == "patched" or case.race.on_stock]
-    outcomes: dict[races.Case, races.Outcome | str] = {}
+    outcomes: dict[races.RaceCase, races.RaceResult | str] = {}
     with (
         work.task(f"{variant}, what crosses", len(cases)) as shown,
-        races.Runs(settings, cases, variant, REPETITIONS) as runs,
+        races.RaceSuite(settings, cases, variant, REPETITIONS) as runs,
     ):
         for case in cases:
             try:
@@ -117,7 +119,7 @@ def measure_races(settings: Settings, variant: str, work: Work) -> dict[races.Ca
     return outcomes
 
 
-def measure_offenders(settings: Settings, variant: str, work: Work) -> dict[offenders.Case, str]:
+def measure_offenders(settings: Settings, variant: str, work: ProgressDisplay) -> dict[offenders.FrameCase, str]:
     """Let clients do what is legal, illegal or slow over WebSocket; return what was wrong, others' waiting included."""
     outcomes = {}
     with (
@@ -128,7 +130,9 @@ def measure_offenders(settings: Settings, variant: str, work: Work) -> dict[offe
         for case in offenders.CASES:
             with Bystander(lab) as bystander:
                 try:
-                    with contextlib.closing(Raw(case.transport, lab.target("main", case.transport), limit=60)) as raw:
+                    with contextlib.closing(
+                        RawConnection(case.transport, lab.target("main", case.transport), limit=60)
+                    ) as raw:
                         wrong = case.play(raw, 3)
                 except (AssertionError, OSError) as error:
                     wrong = [_failure(error)]
@@ -165,7 +169,7 @@ class Bystander:
         self._client.close()
 
 
-def offences(stock: Mapping[offenders.Case, str], patched: Mapping[offenders.Case, str]) -> list[str]:
+def offences(stock: Mapping[offenders.FrameCase, str], patched: Mapping[offenders.FrameCase, str]) -> list[str]:
     """Return the table of offenders."""
     lines = [
         "## What a client sends over WebSocket",
@@ -233,7 +237,7 @@ def _judge_stock(play: Player) -> tuple[str, bool]:
     return ", ".join(parts), found == wanted and not wrong and late <= 0
 
 
-Crossed = Mapping[races.Case, races.Outcome | str]
+Crossed = Mapping[races.RaceCase, races.RaceResult | str]
 
 
 def crossing(stock: Crossed, patched: Crossed) -> list[str]:
@@ -241,7 +245,7 @@ def crossing(stock: Crossed, patched: Crossed) -> list[str]:
     lines = [
         "## What crosses",
         "",
-        "What a client does within a few milliseconds (tests/races.py), with random offsets of up to 2 ms and with",
+        "What a client does within a few milliseconds (tests/races/), with random offsets of up to 2 ms and with",
         "passwords (`crowd`, the last one, blind); with 2 CPUs FreeSWITCH handles messages in one thread, with",
         "16 in nine. *n of m*: of m repetitions, over all transports together, the outcome of n was wrong. How often",
         "stock is wrong differs from run to run.",
@@ -249,7 +253,7 @@ def crossing(stock: Crossed, patched: Crossed) -> list[str]:
         "| what a client does | transports | CPUs | stock, wrong | patched, wrong |",
         "| --- | --- | --- | --- | --- |",
     ]
-    groups: dict[tuple[str, int], list[races.Case]] = {}
+    groups: dict[tuple[str, int], list[races.RaceCase]] = {}
     for case in patched:
         groups.setdefault((case.race.title, case.cpus), []).append(case)
     for (title, cpus), cases in groups.items():
@@ -258,9 +262,9 @@ def crossing(stock: Crossed, patched: Crossed) -> list[str]:
     return lines
 
 
-def _wrong(outcomes: Crossed, cases: Sequence[races.Case]) -> str:
+def _wrong(outcomes: Crossed, cases: Sequence[races.RaceCase]) -> str:
     found = [outcomes[case] for case in cases if case in outcomes]
-    played = [one for one in found if isinstance(one, races.Outcome)]
+    played = [one for one in found if isinstance(one, races.RaceResult)]
     parts = []
     if played:
         total = sum(one.repetitions - one.unplayed for one in played)
@@ -274,13 +278,13 @@ def document(
     stock: Run,
     patched: Run,
     crossed: Mapping[str, Crossed],
-    offended: Mapping[str, Mapping[offenders.Case, str]],
+    offended: Mapping[str, Mapping[offenders.FrameCase, str]],
 ) -> str:
     """Return the text of the comparison; `crossed` and `offended` are outcomes of races and offenders, by variant."""
     lines = [
         "# Stock and patched FreeSWITCH compared",
         "",
-        "Written by `inv compare`, which plays templates/scenarios/deaths, tests/races.py and",
+        "Written by `inv compare`, which plays templates/scenarios/deaths, tests/races/ and",
         "scripts/bench/offenders.py against both images. Don't edit.",
         "",
         "- **patched**: what must come according to the table came, and nothing else, within a second.",

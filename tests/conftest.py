@@ -42,7 +42,7 @@ AUTHOR = {
 }
 TAG = "v1.0"
 # What came of the races that were run.
-RACES = pytest.StashKey[dict[races.Case, races.Outcome]]()
+RACES = pytest.StashKey[dict[races.RaceCase, races.RaceResult]]()
 # What a worker of pytest-xdist has to say in the end, and what all of them said.
 SAID = "toolkit-said"
 ALL_SAID = pytest.StashKey[list[str]]()

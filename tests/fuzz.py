@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.probe import frames
-from tests.probe.drive import PROTOCOLS, Probe, Wire, frame, generator, sip, source, upgrade
-from tests.probe.frames import Heard, Talk
+from tests.probe.drive import PROTOCOLS, Probe, ProbeConnection, frame, generator, sip, source, upgrade
+from tests.probe.frames import FrameExchange, ServerFrames
 
 CAUSES = {"peer-closed", "reset", "send-error", "tls-error", "protocol-error"}
 SDP = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio 4000 RTP/AVP 0\r\n"
@@ -113,8 +113,8 @@ MUTATIONS: tuple[Callable[[random.Random, bytes], bytes], ...] = (
 
 
 @dataclass
-class Input:
-    """What is sent over connection `number`, and how it is ended."""
+class FuzzInput:
+    """The input of the fuzzer that is sent over connection `number`, and how it is ended."""
 
     number: int
     protocol: str
@@ -124,21 +124,23 @@ class Input:
     pause: float
     end: str
     # What must come of it, if that is known.
-    talk: Talk | None = None
+    exchange: FrameExchange | None = None
 
 
 @dataclass
-class Thrown:
-    """What came of an input: its connection, when that was closed, and what the server had sent until then."""
+class FuzzConnection:
+    """The connection of one input: itself, when that was closed, and what the server had sent until then."""
 
-    item: Input
-    wire: Wire
+    item: FuzzInput
+    connection: ProbeConnection
     closed: float = 0
-    heard: Heard = field(default_factory=Heard)
+    received: ServerFrames = field(default_factory=ServerFrames)
 
 
 @dataclass
-class Result:
+class FuzzResult:
+    """The result of a run of the fuzzer: counts, and what was wrong."""
+
     seed: int
     tool: str
     inputs: int = 0
@@ -148,13 +150,13 @@ class Result:
     slowest: float = 0
     causes: Counter[str] = field(default_factory=Counter)
     # What was done in frames, and how often.
-    talks: Counter[str] = field(default_factory=Counter)
+    exchanges: Counter[str] = field(default_factory=Counter)
     registers: int = 0
     faults: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
 
-def make(seed: int, number: int, protocols: tuple[str, ...]) -> Input:
+def make(seed: int, number: int, protocols: tuple[str, ...]) -> FuzzInput:
     rng = generator(seed, number)
     protocol = rng.choices(protocols, [3 if name == "tcp" else 1 for name in protocols])[0]
     host = source(number)
@@ -162,13 +164,15 @@ def make(seed: int, number: int, protocols: tuple[str, ...]) -> Input:
     data = sip(method, f"{seed}-{number}", protocol, host, body=SDP if method == "INVITE" else "")
     # Mutated are the hands to shake, too.
     stages = {"tcp": ["message"], "tls": ["message", "tls", "record"], "ws": ["message", "upgrade", "frame"]}
-    stages["ws"] += ["talk"] * 3
+    stages["ws"] += ["exchange"] * 3
     stages["wss"] = [*stages["ws"], "tls", "record"]
     stage = rng.choice(["message", *stages[protocol]])
-    if stage == "talk":
-        talk = frames.talk(rng, f"{seed}-{number}", protocol, host)
-        pause = rng.choice((0, 0, 0.002, 0.02)) if len(talk.parts) < 10 else 0
-        return Input(number, protocol, stage, [talk.kind], talk.parts, pause, rng.choice(("fin", "reset")), talk)
+    if stage == "exchange":
+        exchange = frames.exchange(rng, f"{seed}-{number}", protocol, host)
+        pause = rng.choice((0, 0, 0.002, 0.02)) if len(exchange.parts) < 10 else 0
+        return FuzzInput(
+            number, protocol, stage, [exchange.kind], exchange.parts, pause, rng.choice(("fin", "reset")), exchange
+        )
     names = []
     if stage == "upgrade":
         path = rng.choice(("/", "/ws?x=" + "y" * 900))
@@ -189,12 +193,12 @@ def make(seed: int, number: int, protocols: tuple[str, ...]) -> Input:
     if rng.random() < 0.3 and len(data) > 1:
         cut = rng.randrange(1, len(data))
         parts = [data[:cut], data[cut:]]
-    return Input(
+    return FuzzInput(
         number, protocol, stage, names, parts, rng.choice((0, 0, 0.002, 0.02)), rng.choice(("fin", "fin", "reset"))
     )  # fmt: skip
 
 
-def refusable(item: Input) -> bool:
+def refusable(item: FuzzInput) -> bool:
     """Return whether tport_accept() may refuse the connection, so that there is none that could end.
 
     It does so with WebSockets whose first bytes are wrong.
@@ -202,95 +206,97 @@ def refusable(item: Input) -> bool:
     return item.protocol in ("ws", "wss") and item.stage in ("upgrade", "tls", "record")
 
 
-async def converse(talk: Talk, wire: Wire, pause: float, rng: random.Random) -> Heard:
-    """Send what belongs to `talk` and return what the server sends, until that is all, or the end."""
-    heard = Heard()
+async def converse(
+    exchange: FrameExchange, connection: ProbeConnection, pause: float, rng: random.Random
+) -> ServerFrames:
+    """Send what belongs to `exchange` and return what the server sends, until that is all, or the end."""
+    received = ServerFrames()
 
     async def listen(done: Callable[[], bool]) -> None:
-        while not heard.ended and not done():
+        while not received.ended and not done():
             try:
-                heard.take(await wire.receive(PATIENCE))
+                received.take(await connection.receive(PATIENCE))
             except TimeoutError:
-                heard.faults.append("no more from the server")
+                received.faults.append("no more from the server")
                 return
             except OSError:
-                heard.take(b"")
+                received.take(b"")
 
     async def send(parts: list[bytes]) -> None:
         # Who has been told to go away can be cut off while it goes on.
         with contextlib.suppress(ConnectionError):
             for part in parts:
-                await wire.raw(part)
+                await connection.raw(part)
                 await asyncio.sleep(pause)
 
-    parts = [wire.seal(part) for part in talk.parts]
+    parts = [connection.seal(part) for part in exchange.parts]
     # Records are cut elsewhere than frames.
-    await send(frames.segments(rng, parts) if wire.tls and parts and rng.random() < 0.5 else parts)
-    if talk.patient:
-        await listen(lambda: talk.answered(heard))
-        if not talk.farewell:
+    await send(frames.segments(rng, parts) if connection.tls and parts and rng.random() < 0.5 else parts)
+    if exchange.patient:
+        await listen(lambda: exchange.answered(received))
+        if not exchange.farewell:
             # Is it still there?
-            talk.pings.append(b"still there?")
-            await send([wire.seal(frame(talk.pings[-1], frames.PING))])
-            await listen(lambda: talk.answered(heard))
+            exchange.pings.append(b"still there?")
+            await send([connection.seal(frame(exchange.pings[-1], frames.PING))])
+            await listen(lambda: exchange.answered(received))
         else:
-            await send([wire.seal(talk.farewell)])
-    if talk.code:
+            await send([connection.seal(exchange.farewell)])
+    if exchange.code:
         await listen(lambda: False)
         try:
             # Who closes before that has closed first.
-            await wire.end(PATIENCE)
+            await connection.end(PATIENCE)
         except TimeoutError:
-            heard.faults.append("socket not closed")
+            received.faults.append("socket not closed")
         except OSError:
             pass
-    return heard
+    return received
 
 
-async def throw(item: Input, port: int, seed: int) -> Thrown:
+async def throw(item: FuzzInput, port: int, seed: int) -> FuzzConnection:
     """Send one input and return what came of it."""
     rng = generator(seed, item.number, "wire")
-    thrown = Thrown(item, await Wire.open(port, source(item.number)))
-    wire = thrown.wire
+    thrown = FuzzConnection(item, await ProbeConnection.open(port, source(item.number)))
+    connection = thrown.connection
     try:
         if item.protocol in ("tls", "wss"):
             if item.stage == "tls":
-                await wire.raw(rng.choice(MUTATIONS)(rng, wire.hello()))
+                await connection.raw(rng.choice(MUTATIONS)(rng, connection.hello()))
             else:
-                await wire.handshake()
-        if item.protocol in ("ws", "wss") and item.stage in ("message", "frame", "talk"):
-            await wire.send(upgrade())
-            await wire.receive_until(b"\r\n\r\n")
-        if item.talk:
-            thrown.heard = await converse(item.talk, wire, item.pause, rng)
-        for part in item.parts if not item.talk else []:
+                await connection.handshake()
+        if item.protocol in ("ws", "wss") and item.stage in ("message", "frame", "exchange"):
+            await connection.send(upgrade())
+            await connection.receive_until(b"\r\n\r\n")
+        if item.exchange:
+            thrown.received = await converse(item.exchange, connection, item.pause, rng)
+        for part in item.parts if not item.exchange else []:
             if item.stage in ("tls", "record") and rng.random() < 0.8:
                 size = rng.choice((len(part), 0, 1, 65535)) & 0xFFFF
                 head = rng.choice((b"\x17", b"\x16", b"\x15", b"\0")) + b"\3\3" + size.to_bytes(2, "big")
-                await wire.raw(head + part)
+                await connection.raw(head + part)
             elif item.stage == "tls":
-                await wire.raw(part)
+                await connection.raw(part)
             else:
-                await wire.send(part)
+                await connection.send(part)
             await asyncio.sleep(item.pause)
     except (OSError, TimeoutError):
         pass  # The probe may well have had enough.
     if item.end == "fin":
-        wire.fin()
+        connection.fin()
     else:
-        wire.reset()
+        connection.reset()
     thrown.closed = time.time()
     return thrown
 
 
 async def run(
-    result: Result, numbers: range, protocols: tuple[str, ...], abreast: int, limit: float, save: Path
+    result: FuzzResult, numbers: range, protocols: tuple[str, ...], abreast: int, limit: float, save: Path
 ) -> None:
     """Throw the inputs `numbers`, `abreast` at a time, and put into `result` what came of it."""
     probe = await Probe.start(result.tool, *(["-k"] if result.seed % 2 else []))
     start = time.monotonic()
     queue = iter(numbers)
-    thrown: dict[int, Thrown] = {}
+    thrown: dict[int, FuzzConnection] = {}
 
     async def work() -> None:
         for number in queue:
@@ -303,7 +309,7 @@ async def run(
                 result.faults.append(f"input {number}: can't connect: {error}")
                 continue
             # Else a slow parser would make the queue of accept() overflow.
-            await probe.ended(thrown[number].wire, 0.1 if refusable(item) else limit)
+            await probe.ended(thrown[number].connection, 0.1 if refusable(item) else limit)
 
     await asyncio.gather(*(work() for _ in range(abreast)))
     result.inputs = len(thrown)
@@ -320,10 +326,10 @@ async def run(
 
     identifiers: Counter[int] = Counter()
     for number, done in thrown.items():
-        item, wire, talk = done.item, done.wire, done.item.talk
-        found = probe.ends.pop(wire.peer, [])
-        reports = [event.data for event in probe.reports.pop(wire.peer, [])]
-        faults = talk.faults(done.heard) if talk else []
+        item, connection, exchange = done.item, done.connection, done.item.exchange
+        found = probe.ends.pop(connection.peer, [])
+        reports = [event.data for event in probe.reports.pop(connection.peer, [])]
+        faults = exchange.faults(done.received) if exchange else []
         if not found and refusable(item):
             result.refused += 1
         elif len(found) != 1:
@@ -342,12 +348,12 @@ async def run(
             identifiers[data["id"]] += 1
             if late > limit:
                 faults.append(f"noticed {late:.1f} s after the close")
-            if talk:
-                result.talks[talk.kind] += 1
+            if exchange:
+                result.exchanges[exchange.kind] += 1
                 got = registers[data["id"]]
-                if got > talk.registers or (got < talk.registers and talk.kind != "is cut off"):
-                    faults.append(f"{got} REGISTERs got through, not {talk.registers}")
-                if data["cause"] not in talk.causes(item.end, CAUSES):
+                if got > exchange.registers or (got < exchange.registers and exchange.kind != "is cut off"):
+                    faults.append(f"{got} REGISTERs got through, not {exchange.registers}")
+                if data["cause"] not in exchange.causes(item.end, CAUSES):
                     faults.append(f"cause {data['cause']}")
             right = data["errno"] == errno.ECONNRESET if data["cause"] == "reset" else data["cause"] in CAUSES
             if not right or (data["errno"] == 0) != (data["cause"] == "peer-closed"):
@@ -381,7 +387,7 @@ def main() -> int:
     parser.add_argument("--save", type=Path, default=Path("/tmp/failed"))
     options = parser.parse_args()
     print(f"seed {options.seed}", file=sys.stderr)
-    result = Result(options.seed, options.tool)
+    result = FuzzResult(options.seed, options.tool)
     numbers = range(options.inputs) if options.only is None else range(options.only, options.only + 1)
     asyncio.run(run(result, numbers, tuple(options.protocols.split(",")), options.abreast, options.limit, options.save))
     print(json.dumps(vars(result), indent=1))

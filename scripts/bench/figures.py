@@ -33,8 +33,8 @@ class Rule(StrEnum):
 
 
 @dataclass(frozen=True)
-class Target:
-    """A rule and its limit, which the last two rules don't have."""
+class Threshold:
+    """What a figure has to meet: a rule and its limit, which the last two rules don't have."""
 
     rule: Rule
     limit: float = 1.0
@@ -56,7 +56,7 @@ class Figure:
     unit: str
     stock: Sequence[float]
     patched: Sequence[float]
-    target: Target | None = None
+    target: Threshold | None = None
     baseline: str = ""
     kamailio: Sequence[float] = ()
 
@@ -93,29 +93,29 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Marks:
-    """The worst of many values, the value that 1 % are above, and the median; seconds, or ratios."""
+class Percentiles:
+    """Percentiles of many values: the worst, the value that 1 % are above, and the median; seconds, or ratios."""
 
-    worst: float
-    late: float
+    maximum: float
+    p99: float
     median: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Marks:
-        """Return the marks of `values`. Raises ValueError if there are none."""
+    def of(cls, values: Sequence[float]) -> Percentiles:
+        """Return the percentiles of `values`. Raises ValueError if there are none."""
         return cls(quantile(values, 1), quantile(values, 0.99), quantile(values, 0.5))
 
     @classmethod
-    def usual(cls, several: Sequence[Marks]) -> Marks:
-        """Return what is usual among `several`: the median of each mark."""
+    def median_of(cls, several: Sequence[Percentiles]) -> Percentiles:
+        """Return what is usual among `several`: the median of each."""
         return cls(*(median(values) for values in zip(*map(cls.each, several), strict=True)))
 
     def each(self) -> tuple[float, float, float]:
-        return self.worst, self.late, self.median
+        return self.maximum, self.p99, self.median
 
-    def over(self, base: Marks) -> Marks:
+    def over(self, base: Percentiles) -> Percentiles:
         """Return how many times those of `base` they are."""
-        return Marks(*(mine / others for mine, others in zip(self.each(), base.each(), strict=True)))
+        return Percentiles(*(mine / others for mine, others in zip(self.each(), base.each(), strict=True)))
 
     def __str__(self) -> str:
         return " / ".join(map(number, self.each()))
@@ -123,7 +123,7 @@ class Marks:
 
 @dataclass(frozen=True)
 class Sample:
-    """What clients met beside others that offend, or beside nobody.
+    """A sample of what bystanders met beside offenders, or beside nobody.
 
     `answers` are the seconds that each REGISTER took to be answered, the time
     waited in vain included, which `unanswered` counts; `reports` those from
@@ -137,8 +137,8 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Offence:
-    """What clients that do `name`, over `over`, did to the others; `stock` is what one did to those of stock."""
+class OffenderImpact:
+    """The impact of offenders that do `name`, over `over`, on bystanders; `stock` is that of one on those of stock."""
 
     name: str
     over: Sequence[str]
@@ -147,8 +147,8 @@ class Offence:
 
 
 @dataclass(frozen=True)
-class Offences:
-    """What crowds of `count` offenders did to others, one after the other.
+class OffenderReport:
+    """The report of what `count` offenders of each kind did to bystanders, one kind after the other.
 
     `idle` are samples of the same load beside nobody, in between; they took
     `seconds` in all, and each sample about `window` seconds.
@@ -158,36 +158,36 @@ class Offences:
     window: float
     idle: Sequence[Sample]
     stock_idle: Sequence[Sample]
-    found: Sequence[Offence]
+    found: Sequence[OffenderImpact]
     seconds: float = 0.0
 
     def rows(self) -> list[list[str]]:
         """Return the cells of the table; that of nobody comes first, as the range of its ratios."""
-        answers = Marks.usual([Marks.of(item.answers) for item in self.idle])
-        reports = Marks.usual([Marks.of(item.reports) for item in self.idle])
+        answers = Percentiles.median_of([Percentiles.of(item.answers) for item in self.idle])
+        reports = Percentiles.median_of([Percentiles.of(item.reports) for item in self.idle])
         cells = [["nothing: they are not there", "", *self._idle_cells(answers, reports), self._stock_idle()]]
         for offence in self.found:
             cells.append(
                 [
                     offence.name,
                     ", ".join(offence.over),
-                    *_mark_cells(offence.sample.answers, answers),
-                    *_mark_cells(offence.sample.reports, reports),
+                    *_percentile_cells(offence.sample.answers, answers),
+                    *_percentile_cells(offence.sample.reports, reports),
                     str(offence.sample.unanswered + offence.sample.lost),
                     self._stock(offence.stock),
                 ]
             )
         return cells
 
-    def _idle_cells(self, answers: Marks, reports: Marks) -> list[str]:
+    def _idle_cells(self, answers: Percentiles, reports: Percentiles) -> list[str]:
         found: list[str] = []
         for base, each in (
-            (answers, [Marks.of(item.answers) for item in self.idle]),
-            (reports, [Marks.of(item.reports) for item in self.idle]),
+            (answers, [Percentiles.of(item.answers) for item in self.idle]),
+            (reports, [Percentiles.of(item.reports) for item in self.idle]),
         ):
-            ranges = zip(*(marks.over(base).each() for marks in each), strict=True)
+            ranges = zip(*(percentiles.over(base).each() for percentiles in each), strict=True)
             found += [
-                number(base.worst * 1e3),
+                number(base.maximum * 1e3),
                 " / ".join(f"{number(min(values))}–{number(max(values))}" for values in ranges),
             ]
         return [*found, str(sum(item.unanswered + item.lost for item in self.idle))]
@@ -206,7 +206,7 @@ class Offences:
         return f"{number(worst * 1e3)} ({number(worst / self._stock_base())} ×{never})"
 
 
-OFFENCE_HEADINGS = (
+OFFENDER_HEADINGS = (
     "each of the crowd",
     "over",
     "worst answer, ms",
@@ -218,20 +218,20 @@ OFFENCE_HEADINGS = (
 )
 
 
-def _mark_cells(values: Sequence[float], base: Marks) -> list[str]:
+def _percentile_cells(values: Sequence[float], base: Percentiles) -> list[str]:
     if not values:
         return ["", ""]
-    marks = Marks.of(values)
-    return [number(marks.worst * 1e3), str(marks.over(base))]
+    percentiles = Percentiles.of(values)
+    return [number(percentiles.maximum * 1e3), str(percentiles.over(base))]
 
 
 @dataclass
-class Outcome:
-    """A whole benchmark.
+class BenchmarkReport:
+    """The report of a whole benchmark.
 
     `notes` says in words what no figure does; `curves` are by plot; `kamailio`
     is its version if it was measured, too; `offences` is None if there was no
-    crowd of offenders.
+    offenders.
     """
 
     started: str
@@ -243,7 +243,7 @@ class Outcome:
     curves: dict[str, list[Curve]] = field(default_factory=dict)
     seconds: float = 0.0
     kamailio: str = ""
-    offences: Offences | None = None
+    offences: OffenderReport | None = None
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -317,7 +317,7 @@ def summary(figure: Figure) -> str:
     return f"{name} ({unit}): " + ", ".join(parts) + verdict
 
 
-def show(outcome: Outcome, console: Console) -> None:
+def show(outcome: BenchmarkReport, console: Console) -> None:
     """Print the medians as a table that fits an ordinary terminal, and the notes; the spread is in the report."""
     table = Table(title="bench: medians", show_lines=False)
     table.add_column("measure", min_width=28)
@@ -337,7 +337,7 @@ def show(outcome: Outcome, console: Console) -> None:
         console.print(f"- {note}", markup=False)
 
 
-def write(outcome: Outcome, directory: Path) -> Path:
+def write(outcome: BenchmarkReport, directory: Path) -> Path:
     """Write bench.json into `directory` and return its path."""
     path = directory / JSON_FILE
     document = asdict(outcome)

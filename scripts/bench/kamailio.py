@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.bench.box import DESCRIPTORS, HOST, TEMPLATES, Memory, cpu_of_threads, free_ports, proportional
-from scripts.bench.load import DOMAIN, Owner, Ports, Target
-from scripts.bench.stream import Esl, Reader
+from scripts.bench.container import DESCRIPTORS, HOST, TEMPLATES, Memory, cpu_of_threads, free_ports, proportional
+from scripts.bench.load import DOMAIN, Endpoint, LoadGenerator, PortAllocator
+from scripts.bench.stream import Esl, EventReader
 from scripts.errors import ToolkitError
 from scripts.templates import environment
 
@@ -35,22 +35,22 @@ DEATH = 10.0
 
 @dataclass
 class Kamailio:
-    """A running Kamailio; offers the measurements what a Box does."""
+    """A running Kamailio; offers the measurements what a FreeSwitchContainer does."""
 
     process: subprocess.Popen[bytes]
     sip_port: int
     event_port: int
     log: Path
     name: str = NAME
-    _ports: Ports = field(default_factory=Ports)
+    _ports: PortAllocator = field(default_factory=PortAllocator)
 
-    def target(self, connections: int) -> Target:
+    def target(self, connections: int) -> Endpoint:
         """Return where to connect to; each call gets ports of the near end that were not used lately."""
-        return Target(HOST, self.sip_port, self._ports.take(connections))
+        return Endpoint(HOST, self.sip_port, self._ports.take(connections))
 
-    def reader(self) -> Reader:
+    def reader(self) -> EventReader:
         """Return a reader of the reports."""
-        return Reader((HOST, self.event_port), "unused", SUBCLASS)
+        return EventReader((HOST, self.event_port), "unused", SUBCLASS)
 
     def cpu(self) -> float:
         """Return the CPU seconds that its processes have used, to the nanosecond."""
@@ -159,7 +159,7 @@ def wait(kamailio: Kamailio, timeout: float) -> None:
         kamailio.pids()
         with contextlib.suppress(OSError, ToolkitError):
             Esl(HOST, kamailio.event_port, "unused", timeout=1).sock.close()
-            with Owner(kamailio.target(1), ["ready"]) as owner:
+            with LoadGenerator(kamailio.target(1), ["ready"]) as owner:
                 owner.do("register")
             return
         if time.monotonic() > deadline:

@@ -40,8 +40,8 @@ processes = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where the clients connect to; `first_port` is the first one they bind at the near end."""
+class Endpoint:
+    """The endpoint that the clients connect to; `first_port` is the first one they bind at the near end."""
 
     host: str
     port: int
@@ -49,7 +49,7 @@ class Target:
 
 
 @dataclass
-class Ports:
+class PortAllocator:
     """Ports of the near end, handed out so that none comes again soon."""
 
     _next: int = 0
@@ -62,8 +62,8 @@ class Ports:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How many requests were answered in how many seconds, how many refused, and how many sent once more."""
+class LoadResult:
+    """The result of a load: requests that were answered, in seconds, refused, and sent once more."""
 
     answered: int
     refused: int
@@ -125,7 +125,7 @@ def options(near: tuple[str, int], sequence: int) -> bytes:
 
 
 @dataclass
-class Client:
+class LoadClient:
     """One connection and how many REGISTERs it has sent."""
 
     name: str
@@ -148,27 +148,27 @@ class Client:
 
 
 @dataclass
-class Clients:
+class ClientPool:
     """Registered clients with one connection each."""
 
-    target: Target
+    target: Endpoint
     names: Sequence[str]
-    clients: list[Client] = field(default_factory=list)
+    clients: list[LoadClient] = field(default_factory=list)
     _port: int = 0
 
-    def register(self) -> Pace:
+    def register(self) -> LoadResult:
         """Connect and register all."""
         self._port = self.target.first_port
         return self._run(self._connect(name) for name in self.names)
 
-    def refresh(self, rounds: int = 1) -> Pace:
+    def refresh(self, rounds: int = 1) -> LoadResult:
         """Register all again over the connections they have."""
-        paces = [self._run(self._again(client) for client in self.clients) for _ in range(rounds)]
-        return Pace(
-            sum(pace.answered for pace in paces),
-            sum(pace.refused for pace in paces),
-            sum(pace.seconds for pace in paces),
-            sum(pace.repeated for pace in paces),
+        results = [self._run(self._again(client) for client in self.clients) for _ in range(rounds)]
+        return LoadResult(
+            sum(result.answered for result in results),
+            sum(result.refused for result in results),
+            sum(result.seconds for result in results),
+            sum(result.repeated for result in results),
         )
 
     def finish(self, first: int, gaps: Sequence[float]) -> list[int]:
@@ -180,7 +180,7 @@ class Clients:
             client.sock.close()
         return closed
 
-    def _connect(self, name: str) -> tuple[Client, int]:
+    def _connect(self, name: str) -> tuple[LoadClient, int]:
         for _ in range(LAST_PORT - FIRST_PORT):
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -196,19 +196,19 @@ class Clients:
                 if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
                     continue
                 raise
-            client = Client(name, sock)
+            client = LoadClient(name, sock)
             self.clients.append(client)
             return client, select.EPOLLOUT
         raise OSError(errno.EADDRNOTAVAIL, "no free port")
 
     @staticmethod
-    def _again(client: Client) -> tuple[Client, int]:
+    def _again(client: LoadClient) -> tuple[LoadClient, int]:
         client.sock.send(client.request())
         return client, select.EPOLLIN
 
-    def _run(self, work: Iterator[tuple[Client, int]]) -> Pace:
+    def _run(self, work: Iterator[tuple[LoadClient, int]]) -> LoadResult:
         """Start `work` piece by piece, WINDOW at a time, until all requests are answered."""
-        busy: dict[int, Client] = {}
+        busy: dict[int, LoadClient] = {}
         answered = refused = repeated = 0
         start = latest = time.monotonic()
         with select.epoll() as poll:
@@ -218,7 +218,7 @@ class Clients:
                     busy[client.sock.fileno()] = client
                     poll.register(client.sock, events)
                 if not busy:
-                    return Pace(answered, refused, time.monotonic() - start, repeated)
+                    return LoadResult(answered, refused, time.monotonic() - start, repeated)
                 ready = poll.poll(PATIENCE)
                 if ready:
                     latest = time.monotonic()
@@ -250,7 +250,7 @@ class Clients:
                         del busy[number]
 
 
-def call(target: Target, count: int, window: int) -> Pace:
+def call(target: Endpoint, count: int, window: int) -> LoadResult:
     """Make `count` calls, `window` at a time, that are answered and hung up at once."""
     sock = socket.create_connection((target.host, target.port), TIMEOUT)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -287,7 +287,7 @@ def call(target: Target, count: int, window: int) -> Pace:
             open_calls += 1
         if not open_calls:
             sock.close()
-            return Pace(answered, refused, time.monotonic() - start)
+            return LoadResult(answered, refused, time.monotonic() - start)
         data = sock.recv(65536)
         if not data:
             raise ConnectionError("FreeSWITCH closed the connection of the calls")
@@ -316,7 +316,7 @@ def header(message: bytes, name: bytes) -> bytes:
     return found.group(1) if found else b""
 
 
-def probe(target: Target, stop: Callable[[], bool], pause: float) -> list[tuple[str, float | None]]:
+def probe(target: Endpoint, stop: Callable[[], bool], pause: float) -> list[tuple[str, float | None]]:
     """Send OPTIONS and REGISTER in turns until `stop` says so; return the seconds each answer took.
 
     None if there was none in 5 s.
@@ -379,11 +379,11 @@ def obey(pipe: Connection, commands: Mapping[str, Callable[..., Any]]) -> None:
                 pipe.send(ToolkitError(str(error)))
 
 
-def _serve(pipe: Connection, target: Target, names: Sequence[str]) -> None:
+def _serve(pipe: Connection, target: Endpoint, names: Sequence[str]) -> None:
     """Carry out commands that come through `pipe`, until it's closed."""
-    clients = Clients(target, names)
+    clients = ClientPool(target, names)
 
-    def register_all() -> Pace:
+    def register_all() -> LoadResult:
         raise_limit(len(names))
         return clients.register()
 
@@ -450,9 +450,9 @@ class Worker:
         return now
 
 
-class Owner(Worker):
+class LoadGenerator(Worker):
     """The process that owns the clients `names`, which `_serve` commands are about."""
 
-    def __init__(self, target: Target, names: Sequence[str] = ()) -> None:
+    def __init__(self, target: Endpoint, names: Sequence[str] = ()) -> None:
         self.names = names
         super().__init__(_serve, target, names)

@@ -10,31 +10,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from scripts.bench.box import Box, Memory
-from scripts.bench.crowd import Met, serve_crowd
+from scripts.bench.container import FreeSwitchContainer, Memory
 from scripts.bench.figures import Sample
-from scripts.bench.load import Owner, Pace, Target, Worker, user
-from scripts.bench.stream import Reader, Stamped
+from scripts.bench.interference import BystanderTimings, serve_offenders
+from scripts.bench.load import Endpoint, LoadGenerator, LoadResult, Worker, user
+from scripts.bench.stream import EventReader, TimestampedEvent
 from scripts.errors import ToolkitError
 
 # Seconds in which a duplicate of a report would have to come.
 SETTLE = 1.0
 # Seconds without a report after which the rest counts as lost, and for a whole storm.
 SILENCE, LIMIT = 10.0, 300.0
-# The same beside offenders.
+# The same of bystanders.
 LOST = 3.0
-# Seconds for a crowd to come and to go, and for which the others have been at it before it offends.
+# Seconds for offenders to connect and to be gone, and for which the bystanders have been at it before they begin.
 LEAD = 0.2
 DISCONNECTED = "socket-disconnection"
 
 
 class Server(Protocol):
-    """What a measurement needs of a FreeSWITCH (`box.Box`) or a Kamailio (`kamailio.Kamailio`)."""
+    """What a measurement needs of a server: of FreeSWITCH (`container`) or Kamailio (`kamailio`)."""
 
     name: str
 
-    def target(self, connections: int) -> Target: ...
-    def reader(self) -> Reader: ...
+    def target(self, connections: int) -> Endpoint: ...
+    def reader(self) -> EventReader: ...
     def cpu(self) -> float: ...
     def cpu_of_threads(self) -> float: ...
     def memory(self) -> Memory: ...
@@ -42,8 +42,8 @@ class Server(Protocol):
 
 
 @dataclass(frozen=True)
-class Storm:
-    """What came of killing the owner of `connections` connections.
+class StormResult:
+    """The result of a storm: of killing the owner of `connections` connections.
 
     `seconds` is from the kill to the last report, `cpu` what the server used
     until a second after it, `times` when each report came (seconds after the kill).
@@ -55,7 +55,7 @@ class Storm:
     lost: int
     twice: int
     times: Sequence[float]
-    registered: Pace
+    registered: LoadResult
 
     @property
     def per_report(self) -> float:
@@ -63,98 +63,100 @@ class Storm:
         return self.seconds / max(1, self.connections)
 
 
-def storm(box: Server, connections: int) -> Storm:
+def storm(server: Server, connections: int) -> StormResult:
     """Register over `connections` connections and kill their owner."""
     names = [user(number) for number in range(connections)]
-    with box.reader() as reader, Owner(box.target(connections), names) as owner:
-        pace = checked(owner.do("register"), connections)
+    with server.reader() as reader, LoadGenerator(server.target(connections), names) as generator:
+        result = checked(generator.do("register"), connections)
         time.sleep(SETTLE)
-        before = box.cpu()
-        killed = owner.kill()
+        before = server.cpu()
+        killed = generator.kill()
         reader.wait(connections, SILENCE, LIMIT)
         time.sleep(SETTLE)
-        cpu = box.cpu() - before
+        cpu = server.cpu() - before
         events = [event for event in reader.take() if is_report(event)]
-    box.forget()
-    return reckon(events, names, killed, cpu, pace)
+    server.forget()
+    return storm_result(events, names, killed, cpu, result)
 
 
-def reckon(events: Sequence[Stamped], names: Sequence[str], killed_ns: int, cpu: float, pace: Pace) -> Storm:
+def storm_result(
+    events: Sequence[TimestampedEvent], names: Sequence[str], killed_ns: int, cpu: float, result: LoadResult
+) -> StormResult:
     """Return what the reports `events` of a storm say about the users `names`."""
     counts = Counter(event.headers.get("from-user", "") for event in events)
     times = [(event.arrived_ns - killed_ns) / 1e9 for event in events]
-    return Storm(
+    return StormResult(
         connections=len(names),
         seconds=max(times, default=0.0),
         cpu=cpu,
         lost=sum(name not in counts for name in names),
         twice=sum(count - 1 for count in counts.values()),
         times=times,
-        registered=pace,
+        registered=result,
     )
 
 
-def is_report(event: Stamped) -> bool:
+def is_report(event: TimestampedEvent) -> bool:
     """Return whether `event` is what tells of a lost connection: the report, or stock's unregister for that reason."""
     return "error-name" in event.headers or event.headers.get("reason") == DISCONNECTED
 
 
-def checked(pace: Pace, count: int) -> Pace:
-    """Return `pace`; ToolkitError if not all `count` requests were accepted."""
-    if pace.answered != count:
-        raise ToolkitError(f"the server accepted {pace.answered} of {count} requests and refused {pace.refused}")
-    return pace
+def checked(result: LoadResult, count: int) -> LoadResult:
+    """Return `result`; ToolkitError if not all `count` requests were accepted."""
+    if result.answered != count:
+        raise ToolkitError(f"the server accepted {result.answered} of {count} requests and refused {result.refused}")
+    return result
 
 
 @dataclass(frozen=True)
-class Work:
-    """How many requests a second, and CPU seconds of the server for each."""
+class RequestRate:
+    """The rate of requests per second, and the CPU seconds of the server for each."""
 
     rate: float
     cpu: float
 
 
-def work(box: Server, owner: Owner, count: int, command: str, *arguments: object) -> Work:
-    """Have `owner` carry out `command`, which makes `count` requests."""
-    before = box.cpu()
-    pace = checked(owner.do(command, *arguments), count)
-    return Work(pace.answered / pace.seconds, (box.cpu() - before) / count)
+def request_rate(server: Server, generator: LoadGenerator, count: int, command: str, *arguments: object) -> RequestRate:
+    """Have `generator` carry out `command`, which makes `count` requests."""
+    before = server.cpu()
+    result = checked(generator.do(command, *arguments), count)
+    return RequestRate(result.answered / result.seconds, (server.cpu() - before) / count)
 
 
 @dataclass(frozen=True)
-class Registrar:
-    """How fast REGISTER requests were served: new ones, and those that refresh."""
+class RegisterRates:
+    """The rates at which REGISTER requests were served: new ones, and those that refresh."""
 
-    register: Work
-    refresh: Work
+    register: RequestRate
+    refresh: RequestRate
 
 
-def registrar(box: Server, connections: int, rounds: int) -> Registrar:
+def registrar(server: Server, connections: int, rounds: int) -> RegisterRates:
     """Register over `connections` connections and refresh all `rounds` times."""
-    with Owner(box.target(connections), [user(number) for number in range(connections)]) as owner:
-        first = work(box, owner, connections, "register")
-        again = work(box, owner, connections * rounds, "refresh", rounds)
+    with LoadGenerator(server.target(connections), [user(number) for number in range(connections)]) as generator:
+        first = request_rate(server, generator, connections, "register")
+        again = request_rate(server, generator, connections * rounds, "refresh", rounds)
     # What the kill leads to must not go into the next run.
     time.sleep(SETTLE)
-    box.forget()
-    return Registrar(first, again)
+    server.forget()
+    return RegisterRates(first, again)
 
 
-def calls(box: Server, count: int, window: int = 4) -> Work:
+def calls(server: Server, count: int, window: int = 4) -> RequestRate:
     """Make `count` calls that are answered and hung up at once."""
-    with Owner(box.target(1)) as owner:
-        result = work(box, owner, count, "call", count, window)
+    with LoadGenerator(server.target(1)) as generator:
+        result = request_rate(server, generator, count, "call", count, window)
     time.sleep(SETTLE)
     return result
 
 
-def quiet(box: Server, limit: float = 5.0) -> None:
+def quiet(server: Server, limit: float = 5.0) -> None:
     """Wait until the server uses next to no CPU, `limit` seconds at most."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
-        before = box.cpu()
+        before = server.cpu()
         time.sleep(0.5)
-        if box.cpu() - before < 0.03:
+        if server.cpu() - before < 0.03:
             return
 
 
@@ -166,22 +168,22 @@ class Footprint:
     proportional: float
 
 
-def footprint(box: Server, connections: int) -> Footprint:
+def footprint(server: Server, connections: int) -> Footprint:
     """Return what each registration adds to the memory of a server that has none yet."""
     # What is allocated once, with the first registrations, is not counted.
-    with Owner(box.target(200), [f"first{number}" for number in range(200)]) as first:
+    with LoadGenerator(server.target(200), [f"first{number}" for number in range(200)]) as first:
         checked(first.do("register"), 200)
-        quiet(box)
-        before = box.memory()
-        with Owner(box.target(connections), [user(number) for number in range(connections)]) as owner:
-            checked(owner.do("register"), connections)
-            quiet(box)
-            after = box.memory()
+        quiet(server)
+        before = server.memory()
+        with LoadGenerator(server.target(connections), [user(number) for number in range(connections)]) as generator:
+            checked(generator.do("register"), connections)
+            quiet(server)
+            after = server.memory()
     proportional = after.proportional - before.proportional if before.proportional else 0
     return Footprint((after.resident - before.resident) / connections, proportional / connections)
 
 
-def latency(box: Server, count: int, gap: float, seed: int) -> list[float]:
+def latency(server: Server, count: int, gap: float, seed: int) -> list[float]:
     """Close `count` connections one by one; return the seconds from each FIN to the arrival of its event.
 
     The pauses are random, `gap` seconds on average, so that they don't keep
@@ -189,36 +191,36 @@ def latency(box: Server, count: int, gap: float, seed: int) -> list[float]:
     """
     dice = random.Random(seed)
     names = [user(number) for number in range(count)]
-    with box.reader() as reader, Owner(box.target(count), names) as owner:
-        checked(owner.do("register"), count)
+    with server.reader() as reader, LoadGenerator(server.target(count), names) as generator:
+        checked(generator.do("register"), count)
         time.sleep(SETTLE)
-        closed = owner.do("finish", 0, [dice.uniform(0.5, 1.5) * gap for _ in names])
+        closed = generator.do("finish", 0, [dice.uniform(0.5, 1.5) * gap for _ in names])
         reader.wait(count, SILENCE, LIMIT)
         arrived = {event.headers.get("from-user"): event.arrived_ns for event in reader.take() if is_report(event)}
-    box.forget()
+    server.forget()
     missing = [name for name in names if name not in arrived]
     if missing:
-        raise ToolkitError(f"{len(missing)} of {count} closed connections were not reported ({box.name})")
+        raise ToolkitError(f"{len(missing)} of {count} closed connections were not reported ({server.name})")
     return [(arrived[name] - moment) / 1e9 for name, moment in zip(names, closed, strict=True)]
 
 
-def idle(boxes: Sequence[Server], seconds: float) -> list[float]:
-    """Return the share of a core that each of `boxes` uses at the same time with one subscriber and nothing to do."""
+def idle(servers: Sequence[Server], seconds: float) -> list[float]:
+    """Return the share of a core that each of `servers` uses at the same time with one subscriber and nothing to do."""
     with contextlib.ExitStack() as stack:
-        for box in boxes:
-            stack.enter_context(box.reader())
+        for server in servers:
+            stack.enter_context(server.reader())
         time.sleep(1)
-        before = [box.cpu_of_threads() for box in boxes]
+        before = [server.cpu_of_threads() for server in servers]
         start = time.monotonic()
         time.sleep(seconds)
-        after = [box.cpu_of_threads() for box in boxes]
+        after = [server.cpu_of_threads() for server in servers]
         passed = time.monotonic() - start
     return [(late - early) / passed for early, late in zip(before, after, strict=True)]
 
 
 @dataclass(frozen=True)
-class Burden:
-    """What became of FreeSWITCH while a subscriber did not read, or vanished.
+class SlowConsumerResult:
+    """The result of a slow consumer: what became of FreeSWITCH while a subscriber did not read, or vanished.
 
     `answers` are the seconds that REGISTER and OPTIONS took meanwhile, None
     for those without an answer; `resident` the bytes it held before, and after
@@ -230,25 +232,28 @@ class Burden:
     resident: Sequence[int]
 
 
-def burden(box: Box, connections: int, rounds: int, gone: bool) -> Burden:
+def slow_consumer(server: FreeSwitchContainer, connections: int, rounds: int, gone: bool) -> SlowConsumerResult:
     """Have `rounds` storms with a subscriber that never reads or, if `gone`, vanishes in the middle of each."""
     names = [user(number) for number in range(connections)]
     answers: list[float | None] = []
     with contextlib.ExitStack() as stack:
         slow = None
         resident: list[int] = []
-        reader = stack.enter_context(box.reader())
+        reader = stack.enter_context(server.reader())
         for turn in range(1, rounds + 1):
             if gone or slow is None:
-                slow = box.login(receive_buffer=4096)
-                slow.command(f"event plain CUSTOM {box.subclass}")
+                slow = server.login(receive_buffer=4096)
+                slow.command(f"event plain CUSTOM {server.subclass}")
                 stack.callback(slow.sock.close)
-            with Owner(box.target(1)) as prober, Owner(box.target(connections), names) as owner:
-                checked(owner.do("register"), connections)
-                resident = resident or [box.memory().resident]
+            with (
+                LoadGenerator(server.target(1)) as prober,
+                LoadGenerator(server.target(connections), names) as generator,
+            ):
+                checked(generator.do("register"), connections)
+                resident = resident or [server.memory().resident]
                 prober.begin("probe", 0.005)
                 time.sleep(0.2)
-                owner.kill()
+                generator.kill()
                 if gone:
                     time.sleep(0.1)
                     slow.sock.close()
@@ -256,12 +261,12 @@ def burden(box: Box, connections: int, rounds: int, gone: bool) -> Burden:
                 time.sleep(SETTLE)
                 prober.begin("stop")
                 answers += [seconds for _, seconds in prober.result()]
-                resident.append(box.memory().resident)
-    box.forget()
-    return Burden(connections * rounds, answers, resident)
+                resident.append(server.memory().resident)
+    server.forget()
+    return SlowConsumerResult(connections * rounds, answers, resident)
 
 
-def flood(box: Box, events: int, batch: int = 200) -> Burden:
+def flood(server: FreeSwitchContainer, events: int, batch: int = 200) -> SlowConsumerResult:
     """Fire `events` copies of a report at a subscriber that never reads.
 
     That many registrations would take long; the queue, which is what can grow,
@@ -287,14 +292,14 @@ def flood(box: Box, events: int, batch: int = 200) -> Burden:
         "detected-at-us": "1700000000000000",
     }
     lines = "".join(f"{name}: {value}\n" for name, value in headers.items())
-    command = f"sendevent CUSTOM\nEvent-Subclass: {box.subclass}\n{lines}\n".encode()
+    command = f"sendevent CUSTOM\nEvent-Subclass: {server.subclass}\n{lines}\n".encode()
     with contextlib.ExitStack() as stack:
-        slow, sender = box.login(receive_buffer=4096), box.login()
+        slow, sender = server.login(receive_buffer=4096), server.login()
         stack.callback(slow.sock.close)
         stack.callback(sender.sock.close)
-        slow.command(f"event plain CUSTOM {box.subclass}")
-        prober = stack.enter_context(Owner(box.target(1)))
-        resident = [box.memory().resident]
+        slow.command(f"event plain CUSTOM {server.subclass}")
+        prober = stack.enter_context(LoadGenerator(server.target(1)))
+        resident = [server.memory().resident]
         prober.begin("probe", 0.02)
         sent = 0
         while sent < events:
@@ -302,47 +307,52 @@ def flood(box: Box, events: int, batch: int = 200) -> Burden:
             sender.skip(batch)
             sent += batch
             if sent % 10_000 == 0:
-                resident.append(box.memory().resident)
+                resident.append(server.memory().resident)
         prober.begin("stop")
         answers = [seconds for _, seconds in prober.result()]
-    quiet(box)
-    resident.append(box.memory().resident)
-    return Burden(sent, answers, resident)
+    quiet(server)
+    resident.append(server.memory().resident)
+    return SlowConsumerResult(sent, answers, resident)
 
 
-def sample(met: Met, events: Sequence[Stamped], reported: bool = True) -> Sample:
-    """Return what the others met; `events` has their reports if deaths are `reported` at all."""
+def sample(timings: BystanderTimings, events: Sequence[TimestampedEvent], reported: bool = True) -> Sample:
+    """Return what the bystanders met; `events` has their reports if deaths are `reported` at all."""
     if not reported:
-        return Sample(met.answers, met.unanswered)
+        return Sample(timings.answers, timings.unanswered)
     arrived = {event.headers.get("from-user", ""): event.arrived_ns for event in events if is_report(event)}
-    times = [(arrived[name] - died) / 1e9 for name, died in met.deaths.items() if name in arrived]
-    return Sample(met.answers, met.unanswered, times, len(met.deaths) - len(times))
+    times = [(arrived[name] - died) / 1e9 for name, died in timings.deaths.items() if name in arrived]
+    return Sample(timings.answers, timings.unanswered, times, len(timings.deaths) - len(times))
 
 
-def beside(
-    box: Box, others: Worker, reader: Reader | None, seconds: float, offender: str = "", over: Sequence[str] = ()
+def with_offenders(
+    server: FreeSwitchContainer,
+    bystanders: Worker,
+    reader: EventReader | None,
+    seconds: float,
+    offender: str = "",
+    over: Sequence[str] = (),
 ) -> Sample:
-    """Let the others live for `seconds` beside a crowd that does what `offender` does, a client for each of `over`.
+    """Run the bystanders for `seconds` beside clients that do what `offender` does, one over each of `over`.
 
     Without a name there is nobody else; without a `reader` no reports are
-    waited for. Raises ToolkitError if the crowd can't come.
+    waited for. Raises ToolkitError if the offenders can't connect.
     """
     with contextlib.ExitStack() as stack:
-        crowd = stack.enter_context(Worker(serve_crowd)) if offender else None
-        if crowd:
-            crowd.do("come", offender, over, box.targets())
+        offenders = stack.enter_context(Worker(serve_offenders)) if offender else None
+        if offenders:
+            offenders.do("connect", offender, over, server.targets())
             time.sleep(LEAD)
         before = reader.count if reader else 0
-        others.begin("live", seconds)
-        if crowd:
+        bystanders.begin("run", seconds)
+        if offenders:
             time.sleep(LEAD)
-            crowd.do("offend")
-        met: Met = others.result()
-        events: list[Stamped] = []
+            offenders.do("start")
+        timings: BystanderTimings = bystanders.result()
+        events: list[TimestampedEvent] = []
         if reader:
             # While the offenders are still there.
-            reader.wait(before + len(met.deaths), LOST, LIMIT)
+            reader.wait(before + len(timings.deaths), LOST, LIMIT)
             events = reader.take()
     time.sleep(LEAD)
-    box.forget()
-    return sample(met, events, reader is not None)
+    server.forget()
+    return sample(timings, events, reader is not None)

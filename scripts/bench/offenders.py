@@ -2,7 +2,7 @@
 
 A `Case` is what a client does once it is connected, as steps, and what must
 come of it; the tests play them one by one. An `Offender` is what each client of
-a crowd does; the benchmark measures what becomes of the others meanwhile.
+many does; the benchmark measures what becomes of bystanders meanwhile.
 Nothing in here waits for a server that owes nothing.
 """
 
@@ -90,7 +90,7 @@ def options(transport: str) -> bytes:
 
 
 @dataclass
-class Raw:
+class RawConnection:
     """A connection that sends any bytes, and keeps what comes in frames."""
 
     transport: str
@@ -191,8 +191,8 @@ def is_utf8(data: bytes) -> bool:
     return True
 
 
-class End(Enum):
-    """What comes of a connection."""
+class Closure(Enum):
+    """How a connection is closed, if it is."""
 
     LIVES = "lives"
     ILLEGAL = "closed at once, protocol-error"
@@ -201,12 +201,12 @@ class End(Enum):
 
 
 @dataclass(frozen=True)
-class Case:
-    """What a client sends, a bytes object in one piece, a number a pause of so many seconds; and what comes of it."""
+class FrameCase:
+    """A case: what a client sends, bytes in one piece, a number a pause of so many seconds; and what comes of it."""
 
     name: str
     steps: tuple[bytes | float, ...]
-    end: End = End.LIVES
+    end: Closure = Closure.LIVES
     # Answers that come, frames of the server, and the code of its close frame.
     answers: int = 0
     pongs: tuple[bytes, ...] = ()
@@ -217,14 +217,14 @@ class Case:
     def __str__(self) -> str:
         return f"{self.name}, {self.transport}"
 
-    def play(self, raw: Raw, patience: float) -> list[str]:
+    def play(self, raw: RawConnection, patience: float) -> list[str]:
         """Do it over `raw`; return what was wrong, waiting `patience` seconds for what must come."""
         for step in self.steps:
             if isinstance(step, bytes):
                 raw.send(step)
             else:
                 time.sleep(step)
-        raw.wait(lambda: self._has_come(raw), PATIENCE + SLACK if self.end is End.LATE else patience)
+        raw.wait(lambda: self._has_come(raw), PATIENCE + SLACK if self.end is Closure.LATE else patience)
         wrong = []
         if raw.answers() != self.answers:
             wrong.append(f"{raw.answers()} of {self.answers} answers")
@@ -234,19 +234,19 @@ class Case:
             wrong.append("no pong")
         if not all(map(is_utf8, raw.payloads(TEXT))):
             wrong.append("text that is not UTF-8")
-        if raw.ended != (self.end is not End.LIVES):
+        if raw.ended != (self.end is not Closure.LIVES):
             wrong.append("closed" if raw.ended else "not closed")
-        if raw.ended and self.end is not End.LIVES and raw.code() != (self.code or 1001):
+        if raw.ended and self.end is not Closure.LIVES and raw.code() != (self.code or 1001):
             wrong.append(f"close code {raw.code()}, not {self.code or 1001}" if raw.code() else "no close frame")
-        if self.end is End.LIVES and not raw.ended:
+        if self.end is Closure.LIVES and not raw.ended:
             raw.send(frame(TEXT, options(self.transport)))
             if not raw.wait(lambda: raw.answers() > self.answers, patience):
                 wrong.append("of no use any more")
         return wrong
 
-    def _has_come(self, raw: Raw) -> bool:
+    def _has_come(self, raw: RawConnection) -> bool:
         return (
-            self.end is End.LIVES
+            self.end is Closure.LIVES
             and raw.answers() >= self.answers
             and len(raw.payloads(PONG)) >= len(self.pongs)
             and len(raw.payloads(TEXT)) >= len(self.texts)
@@ -263,7 +263,7 @@ def pieces(data: bytes, size: int, pause: float = 0.0) -> tuple[bytes | float, .
     return tuple(steps)
 
 
-def cases(transport: str) -> Sequence[Case]:
+def cases(transport: str) -> Sequence[FrameCase]:
     """Return the rows of the table for `transport`, ws or wss."""
     ask = options(transport)
     half = len(ask) // 2
@@ -278,62 +278,63 @@ def cases(transport: str) -> Sequence[Case]:
         frame(CONTINUATION, ask[half:]),
     )
     return (
-        Case("a frame byte by byte", pieces(register, 1, 0.001), answers=1),
-        Case("three frames at once",
+        FrameCase("a frame byte by byte", pieces(register, 1, 0.001), answers=1),
+        FrameCase("three frames at once",
              (register + frame(TEXT, options(transport)) + frame(TEXT, options(transport)),), answers=3),
-        Case("a frame and the head of another", (register + register[:3],), answers=1, end=End.LATE),
-        Case("fragments with control frames between them", fragments, answers=1, pongs=(b"between",)),
-        Case("the same at once", (b"".join(fragments),), answers=1, pongs=(b"between",)),
-        Case("a binary message", (frame(BINARY, ask),), answers=1),
-        Case("a binary message that is not UTF-8", (frame(BINARY, latin),), answers=1),
-        Case("a text of several bytes a character, in fragments",
+        FrameCase("a frame and the head of another", (register + register[:3],), answers=1, end=Closure.LATE),
+        FrameCase("fragments with control frames between them", fragments, answers=1, pongs=(b"between",)),
+        FrameCase("the same at once", (b"".join(fragments),), answers=1, pongs=(b"between",)),
+        FrameCase("a binary message", (frame(BINARY, ask),), answers=1),
+        FrameCase("a binary message that is not UTF-8", (frame(BINARY, latin),), answers=1),
+        FrameCase("a text of several bytes a character, in fragments",
              (frame(TEXT, ask.partition(b"<")[0] + b'"\xc3', fin=False),
               frame(CONTINUATION, b'\xa9" <' + ask.partition(b"<")[2])), answers=1),
-        Case("an unsolicited PONG, empty", (frame(PONG), register), answers=1),
-        Case("an unsolicited PONG", (frame(PONG, b"hello"), register), answers=1),
-        Case("an empty PING", (frame(PING),), pongs=(b"",)),
-        Case("a PING of 125 bytes", (frame(PING, b"x" * 125),), pongs=(b"x" * 125,)),
-        Case("60 PINGs of 125 bytes at once",
+        FrameCase("an unsolicited PONG, empty", (frame(PONG), register), answers=1),
+        FrameCase("an unsolicited PONG", (frame(PONG, b"hello"), register), answers=1),
+        FrameCase("an empty PING", (frame(PING),), pongs=(b"",)),
+        FrameCase("a PING of 125 bytes", (frame(PING, b"x" * 125),), pongs=(b"x" * 125,)),
+        FrameCase("60 PINGs of 125 bytes at once",
              (b"".join(frame(PING, bytes([number]) * 125) for number in range(60)),),
              pongs=tuple(bytes([number]) * 125 for number in range(60))),
-        Case("an empty text frame", (frame(TEXT), register), answers=1),
-        Case("an empty message in fragments", (frame(TEXT, fin=False), frame(CONTINUATION), register), answers=1),
-        Case("a ping of RFC 5626", (frame(TEXT, b"\r\n\r\n"),), texts=(b"\r\n",)),
-        Case("a pong of RFC 5626", (frame(TEXT, b"\r\n"), register), answers=1),
-        Case("10,000 PINGs at once", (frame(PING) * 10000, register), answers=1),
-        Case("a message in 1,000 fragments",
+        FrameCase("an empty text frame", (frame(TEXT), register), answers=1),
+        FrameCase("an empty message in fragments", (frame(TEXT, fin=False), frame(CONTINUATION), register), answers=1),
+        FrameCase("a ping of RFC 5626", (frame(TEXT, b"\r\n\r\n"),), texts=(b"\r\n",)),
+        FrameCase("a pong of RFC 5626", (frame(TEXT, b"\r\n"), register), answers=1),
+        FrameCase("10,000 PINGs at once", (frame(PING) * 10000, register), answers=1),
+        FrameCase("a message in 1,000 fragments",
              (frame(TEXT, ask[:1], fin=False) + frame(CONTINUATION, fin=False) * 1000
               + frame(CONTINUATION, ask[1:]),), answers=1),
-        Case("one byte of a frame, silence", (b"\x81",), end=End.LATE),
-        Case("half a frame, silence", (register[: len(register) // 2],), end=End.LATE),
-        Case("half a message, silence", (frame(TEXT, ask, fin=False),), end=End.LATE),
-        Case("not masked", (frame(TEXT, ask, mask=False),), end=End.ILLEGAL, code=1002),
-        Case("an extension's bit", (frame(TEXT, ask, bits=4),), end=End.ILLEGAL, code=1002),
-        Case("an unknown opcode", (frame(3, ask),), end=End.ILLEGAL, code=1002),
-        Case("an unknown control opcode", (frame(11),), end=End.ILLEGAL, code=1002),
-        Case("a PING of 126 bytes", (frame(PING, b"x" * 126),), end=End.ILLEGAL, code=1002),
-        Case("a PING in fragments", (frame(PING, b"x", fin=False),), end=End.ILLEGAL, code=1002),
-        Case("a continuation of nothing", (frame(CONTINUATION, ask),), end=End.ILLEGAL, code=1002),
-        Case("a message within another", (frame(TEXT, b"x", fin=False), register), end=End.ILLEGAL, code=1002),
-        Case("a text that is not UTF-8", (frame(TEXT, latin),), end=End.ILLEGAL, code=1007),
-        Case("a text that ends within a character", (frame(TEXT, ask + b"\xc3"),), end=End.ILLEGAL, code=1007),
-        Case("a length in too many bytes", (frame(TEXT, b"x", length=2),), end=End.ILLEGAL, code=1002),
-        Case("a length of 2^63", (bytes([0x81, 0xFF, 0x80, *[0] * 7, *[0] * 4]),), end=End.ILLEGAL, code=1009),
-        Case("a length of 1 GiB", (b"\x81\xff" + (1 << 30).to_bytes(8, "big") + bytes(4),), end=End.ILLEGAL, code=1009),
-        Case("a continuation flood",
+        FrameCase("one byte of a frame, silence", (b"\x81",), end=Closure.LATE),
+        FrameCase("half a frame, silence", (register[: len(register) // 2],), end=Closure.LATE),
+        FrameCase("half a message, silence", (frame(TEXT, ask, fin=False),), end=Closure.LATE),
+        FrameCase("not masked", (frame(TEXT, ask, mask=False),), end=Closure.ILLEGAL, code=1002),
+        FrameCase("an extension's bit", (frame(TEXT, ask, bits=4),), end=Closure.ILLEGAL, code=1002),
+        FrameCase("an unknown opcode", (frame(3, ask),), end=Closure.ILLEGAL, code=1002),
+        FrameCase("an unknown control opcode", (frame(11),), end=Closure.ILLEGAL, code=1002),
+        FrameCase("a PING of 126 bytes", (frame(PING, b"x" * 126),), end=Closure.ILLEGAL, code=1002),
+        FrameCase("a PING in fragments", (frame(PING, b"x", fin=False),), end=Closure.ILLEGAL, code=1002),
+        FrameCase("a continuation of nothing", (frame(CONTINUATION, ask),), end=Closure.ILLEGAL, code=1002),
+        FrameCase("a message within another", (frame(TEXT, b"x", fin=False), register), end=Closure.ILLEGAL, code=1002),
+        FrameCase("a text that is not UTF-8", (frame(TEXT, latin),), end=Closure.ILLEGAL, code=1007),
+        FrameCase("a text that ends within a character", (frame(TEXT, ask + b"\xc3"),), end=Closure.ILLEGAL, code=1007),
+        FrameCase("a length in too many bytes", (frame(TEXT, b"x", length=2),), end=Closure.ILLEGAL, code=1002),
+        FrameCase("a length of 2^63", (bytes([0x81, 0xFF, 0x80, *[0] * 7, *[0] * 4]),), end=Closure.ILLEGAL, code=1009),
+        FrameCase("a length of 1 GiB", (b"\x81\xff" + (1 << 30).to_bytes(8, "big") + bytes(4),), end=Closure.ILLEGAL,
+             code=1009),
+        FrameCase("a continuation flood",
              (frame(TEXT, b"x" * 65000, fin=False),
-              *[frame(CONTINUATION, b"x" * 65000, fin=False)] * 40), end=End.ILLEGAL, code=1009),
-        Case("a close frame", (frame(CLOSE, struct.pack("!H", 1000)),), end=End.CLOSED, code=1000),
-        Case("an empty close frame", (frame(CLOSE),), end=End.CLOSED, code=1000),
-        Case("a close frame that calls this end's frames illegal", (frame(CLOSE, struct.pack("!H", 1002)),),
-             end=End.CLOSED, code=1002),
-        Case("a close frame with a reason", (frame(CLOSE, struct.pack("!H", 4000) + b"bye"),), end=End.CLOSED,
+              *[frame(CONTINUATION, b"x" * 65000, fin=False)] * 40), end=Closure.ILLEGAL, code=1009),
+        FrameCase("a close frame", (frame(CLOSE, struct.pack("!H", 1000)),), end=Closure.CLOSED, code=1000),
+        FrameCase("an empty close frame", (frame(CLOSE),), end=Closure.CLOSED, code=1000),
+        FrameCase("a close frame that calls this end's frames illegal", (frame(CLOSE, struct.pack("!H", 1002)),),
+             end=Closure.CLOSED, code=1002),
+        FrameCase("a close frame with a reason", (frame(CLOSE, struct.pack("!H", 4000) + b"bye"),), end=Closure.CLOSED,
              code=4000),
-        Case("a close frame of one byte", (frame(CLOSE, b"\x03"),), end=End.ILLEGAL, code=1002),
-        Case("a close frame with a code that is reserved", (frame(CLOSE, struct.pack("!H", 1005)),), end=End.ILLEGAL,
-             code=1002),
-        Case("a message after a close frame", (frame(CLOSE, struct.pack("!H", 1000)) + register,), end=End.CLOSED,
-             code=1000),
+        FrameCase("a close frame of one byte", (frame(CLOSE, b"\x03"),), end=Closure.ILLEGAL, code=1002),
+        FrameCase("a close frame with a code that is reserved", (frame(CLOSE, struct.pack("!H", 1005)),),
+             end=Closure.ILLEGAL, code=1002),
+        FrameCase("a message after a close frame", (frame(CLOSE, struct.pack("!H", 1000)) + register,),
+             end=Closure.CLOSED, code=1000),
     )  # fmt: skip
 
 
@@ -342,8 +343,8 @@ CASES = tuple(
 )
 
 
-class Start(Enum):
-    """How far a connection is when the steps begin."""
+class HandshakeStage(Enum):
+    """The stage of the handshakes at which the steps begin."""
 
     CONNECTED = "connected"
     SECURED = "connected, with TLS where the transport has it"
@@ -355,32 +356,34 @@ Steps = tuple[bytes | float, ...]
 
 @dataclass(frozen=True)
 class Offender:
-    """What each client of a crowd does, over one of `transports`.
+    """An offender: what each of many such clients does, over one of `transports`.
 
     `steps` are made anew for each connection, as those of a `Case`; with
     `endless` they come again and again. What is in `before` has been sent when
-    the others begin to be measured. `on_stock` is the transport of the one client
+    the bystanders begin to be measured. `on_stock` is the transport of the one client
     that is measured on stock FreeSWITCH, if any.
     """
 
     name: str
     transports: tuple[str, ...]
     steps: Callable[[str], Steps]
-    start: Start = Start.USABLE
+    start: HandshakeStage = HandshakeStage.USABLE
     before: Callable[[str], Steps] = lambda transport: ()
     endless: bool = False
     reads: bool = True
     on_stock: str = ""
 
-    def crowd(self, count: int) -> list[str]:
+    def distribute(self, count: int) -> list[str]:
         """Return the transport of each of `count` clients, all transports as often."""
         return [*itertools.islice(itertools.cycle(self.transports), count)]
 
-    def open(self, transport: str, target: tuple[str, int]) -> Raw:
+    def open(self, transport: str, target: tuple[str, int]) -> RawConnection:
         """Return a connection that is as far as `start` says. Raises OSError or AssertionError if it can't be."""
-        if self.start is Start.CONNECTED:
-            return Raw("tcp", target)
-        return Raw(transport, target, upgraded=self.start is Start.USABLE, buffer=0 if self.reads else 4096)
+        if self.start is HandshakeStage.CONNECTED:
+            return RawConnection("tcp", target)
+        return RawConnection(
+            transport, target, upgraded=self.start is HandshakeStage.USABLE, buffer=0 if self.reads else 4096
+        )
 
 
 def wrapped(transport: str, message: bytes) -> bytes:
@@ -401,13 +404,15 @@ HELLO = b"\x16\x03\x01\x02\x00\x01\x00"
 ON_STOCK = {"one byte of a frame, silence": "ws", "half a frame, silence": "wss", "a close frame": "wss"}
 OFFENDERS = (
     Offender("asks once, as it should", STREAMS, lambda transport: (wrapped(transport, options(transport)),)),
-    Offender("connects, silence", STREAMS, lambda _: (), Start.CONNECTED),
-    Offender("half a ClientHello, silence", ("tls", "wss"), lambda _: (HELLO,), Start.CONNECTED, on_stock="wss"),
-    Offender("TLS, silence", ("tls", "wss"), lambda _: (), Start.SECURED),
-    Offender("half a request for upgrade, silence", WEB, lambda _: (upgrade()[:8],), Start.SECURED, on_stock="wss"),
-    Offender("a request for upgrade byte by byte", WEB, lambda _: pieces(upgrade(), 1, 0.01), Start.SECURED),
+    Offender("connects, silence", STREAMS, lambda _: (), HandshakeStage.CONNECTED),
+    Offender("half a ClientHello, silence", ("tls", "wss"), lambda _: (HELLO,), HandshakeStage.CONNECTED,
+             on_stock="wss"),
+    Offender("TLS, silence", ("tls", "wss"), lambda _: (), HandshakeStage.SECURED),
+    Offender("half a request for upgrade, silence", WEB, lambda _: (upgrade()[:8],), HandshakeStage.SECURED,
+             on_stock="wss"),
+    Offender("a request for upgrade byte by byte", WEB, lambda _: pieces(upgrade(), 1, 0.01), HandshakeStage.SECURED),
     Offender("a request for upgrade without end", WEB, lambda _: (UPGRADES["a header without end"][0],),
-             Start.SECURED),
+             HandshakeStage.SECURED),
     Offender("half a request, silence", ("tcp", "tls"), lambda _: (b"REGISTER sip:",)),
     Offender("a request byte by byte", ("tcp", "tls"), lambda transport: pieces(options(transport), 1, 0.01)),
     Offender("a body of 1 GiB is announced, silence", ("tcp", "tls"),

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scripts.bench.figures import Curve, Outcome
+from scripts.bench.figures import BenchmarkReport, Curve
 
 FORMATS = ("png", "svg")
 COLOURS = {"stock": "tab:orange", "patched": "tab:blue", "patched-removing": "tab:green", "kamailio": "tab:purple"}
@@ -25,7 +25,7 @@ LABELS = {
 }
 
 
-def draw(outcome: Outcome, directory: Path) -> list[Path]:
+def draw(outcome: BenchmarkReport, directory: Path) -> list[Path]:
     """Draw what `outcome` has curves for; return the files."""
     directory.mkdir(parents=True, exist_ok=True)
     drawers = {"latency": _latency, "storm": _storm, "cost": _cost}

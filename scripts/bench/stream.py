@@ -28,7 +28,7 @@ TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
-class Stamped:
+class TimestampedEvent:
     """The headers of one event and when its last byte arrived (monotonic ns)."""
 
     headers: dict[str, str]
@@ -93,7 +93,7 @@ def parse_headers(text: bytes) -> dict[str, str]:
     return {name.strip(): unquote(value.strip()) for name, _, value in pairs}
 
 
-def parse(chunks: Sequence[tuple[int, bytes]]) -> Iterator[Stamped]:
+def parse(chunks: Sequence[tuple[int, bytes]]) -> Iterator[TimestampedEvent]:
     """Yield the events in `chunks`, pairs of the arrival and the bytes; what is incomplete is left out."""
     ends, total = [], 0
     for _, chunk in chunks:
@@ -105,7 +105,7 @@ def parse(chunks: Sequence[tuple[int, bytes]]) -> Iterator[Stamped]:
         headers, start, position = found
         if headers.get("Content-Type") == "text/event-plain":
             inner = parse_headers(data[start:position].partition(b"\n\n")[0])
-            yield Stamped(inner, chunks[bisect_left(ends, position)][0])
+            yield TimestampedEvent(inner, chunks[bisect_left(ends, position)][0])
 
 
 def _read(pipe: Connection, address: tuple[str, int], password: str, subclass: str, count: Synchronized[int]) -> None:
@@ -140,8 +140,8 @@ def marker_of(subclass: str) -> bytes:
     return f"Event-Subclass: {quote(subclass, safe='')}\n".encode()
 
 
-class Reader:
-    """The process that reads, seen from outside. A context manager; leaving it ends the process."""
+class EventReader:
+    """The process that reads the events, seen from outside. A context manager; leaving it ends the process."""
 
     def __init__(self, address: tuple[str, int], password: str, subclass: str) -> None:
         self._count: Synchronized[int] = processes.Value("q", 0)
@@ -151,7 +151,7 @@ class Reader:
         self._process.start()
         far.close()
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> EventReader:
         self._get()
         return self
 
@@ -182,7 +182,7 @@ class Reader:
             if self.count != last:
                 last, since = self.count, time.monotonic()
 
-    def take(self) -> list[Stamped]:
+    def take(self) -> list[TimestampedEvent]:
         """Return what has come since the last time."""
         self._pipe.send("take")
         return list(parse(self._get()))

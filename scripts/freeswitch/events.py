@@ -120,7 +120,7 @@ class _Text:
         return data.decode("utf-8", "replace").encode()
 
 
-class _Client(Inbound):
+class _Connection(Inbound):
     """genesis's client that also tells when the connection is over.
 
     On its own it waits for ever for the answer to a command, or for the login
@@ -170,7 +170,7 @@ class Subscriber:
         self.subclasses = tuple(subclasses)
         self.timeout = timeout
         self._address = f"{host}:{port}"
-        self._client = _Client(host, port, password, timeout)
+        self._client = _Connection(host, port, password, timeout)
 
     async def __aenter__(self) -> Subscriber:
         try:

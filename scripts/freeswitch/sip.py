@@ -33,7 +33,7 @@ CONTEXT.verify_mode = ssl.CERT_NONE
 
 
 @dataclass
-class Reply:
+class Response:
     """A SIP response: `headers` maps lower-case names to the values in order."""
 
     status: int
@@ -130,7 +130,7 @@ class Client:
                 raise ConnectionError(f"server closed the WebSocket with code {event.code}")
         return events
 
-    def receive(self) -> Reply:
+    def receive(self) -> Response:
         """Return the next response; requests from the server are passed over."""
         while True:
             message = self._message()
@@ -142,7 +142,7 @@ class Client:
             for line in lines:
                 name, _, value = line.partition(":")
                 headers.setdefault(name.strip().lower(), []).append(value.strip())
-            return Reply(int(status), phrase, headers)
+            return Response(int(status), phrase, headers)
 
     def _message(self) -> str:
         """Return the head of the next message and drop its body."""
@@ -281,7 +281,7 @@ class Client:
         assert reply.status in (200, 202), reply
         return call_id, reply.header("to")
 
-    def ask(self, method: str, user: str, domain: str, number: str) -> Reply:
+    def ask(self, method: str, user: str, domain: str, number: str) -> Response:
         """Return the final response to a request without credentials."""
         call_id, uri = uuid.uuid4().hex, f"sip:{number}@{domain}"
         self.send(self._call_request(method, user, domain, uri, call_id, 1, ""))
@@ -290,7 +290,7 @@ class Client:
             self.send(self._call_request("ACK", user, domain, uri, call_id, 1, reply.header("to")))
         return reply
 
-    def _final(self) -> Reply:
+    def _final(self) -> Response:
         while (reply := self.receive()).status < 200:
             pass
         return reply

@@ -103,7 +103,7 @@ def files(client: docker.DockerClient, name: str) -> dict[str, File]:
     """Return all files of the image `name` by their paths, without a leading slash."""
     container = client.containers.create(name, command=["true"], network_disabled=True, labels={LABEL: "true"})
     try:
-        with tarfile.open(fileobj=cast(IO[bytes], _Stream(container.export())), mode="r|") as archive:
+        with tarfile.open(fileobj=cast(IO[bytes], _ChunkReader(container.export())), mode="r|") as archive:
             return {member.name: _file(archive, member) for member in archive if member.name not in ENGINE}
     finally:
         container.remove(v=True)
@@ -156,7 +156,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in every.items() if name not in ignored}
 
 
-class _Stream:
+class _ChunkReader:
     """The chunks of an export as a file to read from."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:

@@ -57,8 +57,8 @@ def loud(console: Console) -> Console:
 
 
 @dataclass
-class Task:
-    """One piece of long work that is under way.
+class TaskProgress:
+    """The progress of one piece of long work.
 
     `name` says what it is; `total` counts its parts, None if that's unknown.
     It may be used from any thread.
@@ -99,21 +99,21 @@ class Task:
 
 
 @dataclass
-class Work:
-    """Several pieces of long work at the same time."""
+class ProgressDisplay:
+    """The display of several pieces of long work at the same time."""
 
     console: Console
     progress: Progress | None
 
     @contextmanager
-    def task(self, name: str, total: int | None = None) -> Iterator[Task]:
+    def task(self, name: str, total: int | None = None) -> Iterator[TaskProgress]:
         """Show a piece of work until it is left."""
         if self.progress is None:
-            yield Task(self.console, name, total, None)
+            yield TaskProgress(self.console, name, total, None)
             return
         identifier = self.progress.add_task(name, total=total)
         try:
-            yield Task(self.console, name, total, self.progress, identifier)
+            yield TaskProgress(self.console, name, total, self.progress, identifier)
         finally:
             self.progress.remove_task(identifier)
 
@@ -130,14 +130,14 @@ class _Bar(ProgressColumn):
 
 
 @contextmanager
-def work(console: Console, still: bool = False) -> Iterator[Work]:
+def work(console: Console, still: bool = False) -> Iterator[ProgressDisplay]:
     """Show long work until it is left.
 
     With `still` nothing moves but when a task says something: what is measured
     in this process must not wait for a picture.
     """
     if not console.is_interactive:
-        yield Work(console, None)
+        yield ProgressDisplay(console, None)
         return
     name = TextColumn(
         "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
@@ -146,11 +146,11 @@ def work(console: Console, still: bool = False) -> Iterator[Work]:
     with Progress(
         *columns, console=console, transient=True, expand=True, auto_refresh=not still, refresh_per_second=RATE
     ) as progress:
-        yield Work(console, progress)
+        yield ProgressDisplay(console, progress)
 
 
 @contextmanager
-def task(console: Console, name: str, total: int | None = None, still: bool = False) -> Iterator[Task]:
+def task(console: Console, name: str, total: int | None = None, still: bool = False) -> Iterator[TaskProgress]:
     """Show one piece of long work until it is left."""
     with work(console, still) as shown, shown.task(name, total) as found:
         yield found

@@ -23,8 +23,8 @@ class Lane(IntEnum):
     SUBSCRIBER = 2
 
 
-class Kind(StrEnum):
-    """What a step is; the names are those of its CSS classes."""
+class StepKind(StrEnum):
+    """The kind of a step; the names are those of its CSS classes."""
 
     TCP = "tcp"
     END = "end"
@@ -40,7 +40,7 @@ class Step:
     """One row: an arrow from `source` to `target`, or a point if they are the same."""
 
     when_ns: int
-    kind: Kind
+    kind: StepKind
     source: Lane
     target: Lane
     label: str
@@ -84,7 +84,7 @@ def build(capture: Capture, events: Sequence[Event], subclass: str) -> Ladder:
     known = {packet.client for packet in packets}
     steps = [step for packet in packets for step in _arrows(packet, several=len(known) > 1)]
     if capture.killed_ns is not None:
-        steps.append(Step(capture.killed_ns, Kind.KILL, Lane.CLIENT, Lane.CLIENT, "SIGKILL"))
+        steps.append(Step(capture.killed_ns, StepKind.KILL, Lane.CLIENT, Lane.CLIENT, "SIGKILL"))
     for event in events:
         steps += _event(event, subclass)
     return Ladder(client, server, sorted(steps, key=lambda step: step.when_ns), packets, capture.killed_ns)
@@ -96,12 +96,12 @@ def _arrows(packet: Packet, several: bool) -> Iterator[Step]:
     note = "sent again" if packet.again else ""
     flags = [word for word in packet.flags.split() if word != "PSH"]
     for message in packet.messages:
-        yield Step(packet.when_ns, Kind.SIP, *lanes, message.label, note, message.text)
+        yield Step(packet.when_ns, StepKind.SIP, *lanes, message.label, note, message.text)
     if packet.again:
-        yield Step(packet.when_ns, Kind.TCP, *lanes, f"{packet.length} bytes", note)
+        yield Step(packet.when_ns, StepKind.TCP, *lanes, f"{packet.length} bytes", note)
     if "SYN" in flags or packet.ends:
         where = f"port {packet.client.rpartition(':')[2]}" if several else ""
-        yield Step(packet.when_ns, Kind.END if packet.ends else Kind.TCP, *lanes, ", ".join(flags), where)
+        yield Step(packet.when_ns, StepKind.END if packet.ends else StepKind.TCP, *lanes, ", ".join(flags), where)
 
 
 def _event(event: Event, subclass: str) -> Iterator[Step]:
@@ -112,10 +112,10 @@ def _event(event: Event, subclass: str) -> Iterator[Step]:
         note = f"{event.get('close-cause')}, {event.get('registrations-left')} left"
         try:
             detected_ns = parse(event).detected_at_us * 1000
-            yield Step(detected_ns, Kind.DETECTED, Lane.SERVER, Lane.SERVER, "end noticed", "detected-at-us")
+            yield Step(detected_ns, StepKind.DETECTED, Lane.SERVER, Lane.SERVER, "end noticed", "detected-at-us")
         except ToolkitError as error:
             note = str(error)
-        yield Step(event.arrived_ns, Kind.REPORT, Lane.SERVER, Lane.SUBSCRIBER, name, note, text)
+        yield Step(event.arrived_ns, StepKind.REPORT, Lane.SERVER, Lane.SUBSCRIBER, name, note, text)
     else:
         note = event.get("from-user") if name in (REGISTER, UNREGISTER) else ""
-        yield Step(event.arrived_ns, Kind.EVENT, Lane.SERVER, Lane.SUBSCRIBER, name, note, text)
+        yield Step(event.arrived_ns, StepKind.EVENT, Lane.SERVER, Lane.SUBSCRIBER, name, note, text)

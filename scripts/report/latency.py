@@ -50,7 +50,7 @@ STYLE: Any = {
 
 
 @dataclass(frozen=True)
-class Series:
+class DelaySeries:
     """The delays of some cases, in milliseconds; at least one."""
 
     label: str
@@ -73,7 +73,7 @@ class Stages:
         return sum(width for _, width in self.stages)
 
 
-def distribution(series: Sequence[Series]) -> str:
+def distribution(series: Sequence[DelaySeries]) -> str:
     """Return the plot of the share of cases whose reports had come after so many milliseconds."""
 
     def draw(axes: Axes) -> None:

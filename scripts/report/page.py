@@ -12,8 +12,8 @@ from datetime import timedelta
 
 from scripts.errors import ToolkitError
 from scripts.report import ladder, latency
-from scripts.report.ladder import GAP_NS, Kind, Ladder, Lane
-from scripts.report.latency import Series, Stages
+from scripts.report.ladder import GAP_NS, Ladder, Lane, StepKind
+from scripts.report.latency import DelaySeries, Stages
 from scripts.scenario.outcome import Result, Run, Verdict
 from scripts.templates import environment
 
@@ -81,7 +81,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Line:
+class LadderRow:
     """One row of the table that says the same as a ladder, and has all packets."""
 
     ms: str
@@ -92,7 +92,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Picture:
+class LadderDiagram:
     """The ladder of one result. `problem` says in one line why there is none."""
 
     result: Result
@@ -102,7 +102,7 @@ class Picture:
     rungs: Sequence[Rung] = ()
     height: int = 0
     kill_y: int | None = None
-    table: Sequence[Line] = ()
+    table: Sequence[LadderRow] = ()
     download: str = ""
     stages: Sequence[tuple[str, float]] = ()
 
@@ -120,7 +120,7 @@ class Latency:
     """
 
     svg: str = ""
-    series: Sequence[Series] = ()
+    series: Sequence[DelaySeries] = ()
     stages: Sequence[Stages] = ()
     caption: str = ""
     distributed: bool = False
@@ -203,7 +203,7 @@ def _delays(run: Run) -> Iterator[str]:
     if len(delays) == 1:
         yield f"the report came after {delays[0]:.1f} ms"
     elif delays:
-        series = Series("", delays)
+        series = DelaySeries("", delays)
         yield f"reports after {series.percentile(50):.1f} ms in the median, {series.percentile(100):.1f} at most"
     yield f"{timedelta(seconds=round(sum(result.seconds for result in run.results)))} of cases, some side by side"
 
@@ -241,7 +241,7 @@ def _captured(run: Run) -> list[Result]:
     return sorted((result for result in run.results if result.capture), key=rank)
 
 
-def _picture(run: Run, result: Result, number: int) -> Picture:
+def _picture(run: Run, result: Result, number: int) -> LadderDiagram:
     capture = result.capture
     assert capture
     download = ""
@@ -250,21 +250,21 @@ def _picture(run: Run, result: Result, number: int) -> Picture:
     try:
         found = ladder.build(capture, result.events, run.subclass)
         rungs = list(_rungs(found))
-        return Picture(
+        return LadderDiagram(
             result,
             number,
             ladder=found,
             rungs=rungs,
             height=TOP + ROW * len(rungs) + 8,
-            kill_y=next((rung.y for rung in rungs if rung.kind == Kind.KILL), None),
+            kill_y=next((rung.y for rung in rungs if rung.kind == StepKind.KILL), None),
             table=_table(found),
             download=download,
             stages=_stages(found),
         )
     except ToolkitError as error:
-        return Picture(result, number, str(error), download=download)
+        return LadderDiagram(result, number, str(error), download=download)
     except Exception as error:  # What strangers sent and a library dissects must not cost the report.
-        return Picture(result, number, f"can't be drawn: {type(error).__name__}: {error}", download=download)
+        return LadderDiagram(result, number, f"can't be drawn: {type(error).__name__}: {error}", download=download)
 
 
 def _rungs(found: Ladder) -> Iterator[Rung]:
@@ -293,20 +293,20 @@ def _rungs(found: Ladder) -> Iterator[Rung]:
             _short(step.note, room + 4),
             f"{step.label}\n{step.text or step.note}".strip(),
             _ms(step.when_ns - found.start_ns),
-            _after(found, step.when_ns) if step.kind is not Kind.KILL else "",
+            _after(found, step.when_ns) if step.kind is not StepKind.KILL else "",
         )
         y += ROW
 
 
-def _table(found: Ladder) -> list[Line]:
+def _table(found: Ladder) -> list[LadderRow]:
     names = {Lane.CLIENT: "client", Lane.SERVER: "FreeSWITCH", Lane.SUBSCRIBER: "subscriber"}
     clients = {packet.client for packet in found.packets}
-    lines: list[tuple[int, Line]] = []
+    lines: list[tuple[int, LadderRow]] = []
 
     def add(when_ns: int, way: Sequence[str], what: Sequence[str], texts: Sequence[str]) -> None:
         words = "; ".join(word for word in what if word)
         ms, after_kill = _ms(when_ns - found.start_ns), _after(found, when_ns)
-        lines.append((when_ns, Line(ms, after_kill, " → ".join(way), words, texts)))
+        lines.append((when_ns, LadderRow(ms, after_kill, " → ".join(way), words, texts)))
 
     for packet in found.packets:
         client = f"client (port {packet.client.rpartition(':')[2]})" if len(clients) > 1 else "client"
@@ -316,7 +316,7 @@ def _table(found: Ladder) -> list[Line]:
         texts = [message.text for message in packet.messages if message.text]
         add(packet.when_ns, way, [packet.flags, *labels, size, "sent again" if packet.again else ""], texts)
     for step in found.steps:
-        if step.kind in (Kind.KILL, Kind.DETECTED, Kind.EVENT, Kind.REPORT):
+        if step.kind in (StepKind.KILL, StepKind.DETECTED, StepKind.EVENT, StepKind.REPORT):
             places = list(dict.fromkeys((names[step.source], names[step.target])))
             add(step.when_ns, places, [step.label, step.note], [step.text] if step.text else [])
     return [line for _, line in sorted(lines, key=lambda entry: entry[0])]
@@ -325,7 +325,10 @@ def _table(found: Ladder) -> list[Line]:
 def _stages(found: Ladder) -> list[tuple[str, float]]:
     """Return how the time from the kill to the report was spent; nothing if there was no kill or no report."""
     marks = [("", found.killed_ns), ("SIGKILL to FIN or RST on the wire", found.end_ns)]
-    for kind, name in ((Kind.DETECTED, "until FreeSWITCH has noticed it"), (Kind.REPORT, "until the event is here")):
+    for kind, name in (
+        (StepKind.DETECTED, "until FreeSWITCH has noticed it"),
+        (StepKind.REPORT, "until the event is here"),
+    ):
         marks.append((name, next((step.when_ns for step in found.steps if step.kind is kind), None)))
     stages = []
     for (_, before), (name, after) in itertools.pairwise(marks):
@@ -335,7 +338,7 @@ def _stages(found: Ladder) -> list[tuple[str, float]]:
     return stages
 
 
-def _latency(run: Run, pictures: Sequence[Picture]) -> Latency:
+def _latency(run: Run, pictures: Sequence[LadderDiagram]) -> Latency:
     delays: dict[str, list[float]] = {}
     variants = {result.variant for result in run.results if result.delay_ms is not None}
     for result in run.results:
@@ -345,7 +348,7 @@ def _latency(run: Run, pictures: Sequence[Picture]) -> Latency:
     if not delays:
         return Latency(problem="No report came, so there is no delay to show.")
     try:
-        series = [Series(label, found) for label, found in delays.items()]
+        series = [DelaySeries(label, found) for label, found in delays.items()]
         rows = [
             Stages(f"{picture.result.name}, {picture.result.variant}", picture.stages)
             for picture in pictures

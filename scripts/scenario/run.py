@@ -20,7 +20,7 @@ from requests.exceptions import RequestException
 from scripts.errors import Terminated, ToolkitError
 from scripts.freeswitch.events import REGISTER, UNREGISTER
 from scripts.machine import engine
-from scripts.machine.terminal import Task, Work
+from scripts.machine.terminal import ProgressDisplay, TaskProgress
 from scripts.pins.settings import Settings
 from scripts.scenario import ensemble, lab, player, record
 from scripts.scenario.lab import RUN_LABEL, Lab
@@ -67,7 +67,7 @@ def run(
     settings: Settings,
     scenario: Scenario,
     logs: Path,
-    work: Work,
+    work: ProgressDisplay,
     stopped: Break,
     variants: Sequence[str] = (),
 ) -> tuple[Run, ToolkitError | None]:
@@ -81,7 +81,7 @@ def run(
     shutil.rmtree(logs, ignore_errors=True)
     failure: ToolkitError | None = None
     with engine.connect() as client:
-        this = _Run(settings, scenario, logs, work, client, stopped)
+        this = _Session(settings, scenario, logs, work, client, stopped)
         for variant in variants or scenario.images:
             this.add(variant)
         try:
@@ -117,13 +117,13 @@ class _Part:
 
 
 @dataclass
-class _Run:
+class _Session:
     """One run of a scenario, with an identifier that marks all that it makes."""
 
     settings: Settings
     scenario: Scenario
     logs: Path
-    work: Work
+    work: ProgressDisplay
     client: docker.DockerClient
     stopped: Break
     id: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -198,7 +198,7 @@ class _Run:
                 part.record.note_lab(place)
                 self._cases(part, place, shown)
 
-    def _cases(self, part: _Part, place: Lab, shown: Task) -> None:
+    def _cases(self, part: _Part, place: Lab, shown: TaskProgress) -> None:
         halted = threading.Event()
 
         def act(case: Case) -> None:

@@ -33,7 +33,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class _Profile(_Strict):
+class _ListenerEntry(_Strict):
     """`port` is for udp and tcp, tls, ws and wss are on the three after it, if `ports` says nothing else."""
 
     port: Port
@@ -56,7 +56,7 @@ class _Needs(_Strict):
     title: str
     report: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
     images: Annotated[list[Literal["patched", "stock"]], Field(min_length=1)]
-    profiles: Annotated[dict[str, _Profile], Field(min_length=1)]
+    profiles: Annotated[dict[str, _ListenerEntry], Field(min_length=1)]
     cpus: list[Annotated[int, Field(ge=1, le=1024)]] = []
     users: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]] = []
     environment: dict[str, str] = {}
@@ -73,7 +73,7 @@ class _Needs(_Strict):
 FIELDS = tuple(_Needs.model_fields)
 
 
-class _Row(_Strict):
+class _CaseEntry(_Strict):
     """A row of table.yaml. A step is a line or, where the images differ, a line with an outcome for each of them."""
 
     case: str
@@ -135,7 +135,7 @@ class Scenario:
     users: tuple[str, ...]
     environment: Mapping[str, str] = field(hash=False)
     wait: Wait | None
-    rows: tuple[_Row, ...] = field(hash=False)
+    rows: tuple[_CaseEntry, ...] = field(hash=False)
 
     @property
     def composed(self) -> bool:
@@ -186,7 +186,7 @@ class Scenario:
         }
 
 
-def _steps(row: _Row, variant: str) -> tuple[str, ...]:
+def _steps(row: _CaseEntry, variant: str) -> tuple[str, ...]:
     steps = []
     for step in row.do:
         if isinstance(step, str):
@@ -258,11 +258,11 @@ def _checked(path: Path, model: type[_Needs]) -> _Needs:
         raise ToolkitError(f"{short(path)}: {_why(error)}") from None
 
 
-def _row(path: Path, number: int, item: Any, needs: _Needs) -> _Row:
+def _row(path: Path, number: int, item: Any, needs: _Needs) -> _CaseEntry:
     name = item.get("case", f"number {number}") if isinstance(item, dict) else f"number {number}"
     where = f"{short(path)}: case '{name}'"
     try:
-        row = _Row.model_validate(item)
+        row = _CaseEntry.model_validate(item)
     except ValidationError as error:
         raise ToolkitError(f"{where}: {_why(error)}") from None
     for profile in row.profiles:

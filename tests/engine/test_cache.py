@@ -23,7 +23,7 @@ STAGES = ("build", "stock", "patched", "sipp")
 HASHES = {stage: character * 64 for stage, character in zip(STAGES, "abcd", strict=True)}
 
 
-class Lines(Console):
+class LineConsole(Console):
     """A console that keeps what it prints."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ def tags(settings: Settings) -> dict[str, str]:
 
 def fetch(settings: Settings, wanted: dict[str, str], console: Console | None = None) -> list[str]:
     """Return the tags of `wanted` that the cache does not have."""
-    return [tag for tag, inputs in wanted.items() if not cache.fetch(settings, tag, inputs, console or Lines())]
+    return [tag for tag, inputs in wanted.items() if not cache.fetch(settings, tag, inputs, console or LineConsole())]
 
 
 def make(client: docker.DockerClient, settings: Settings) -> dict[str, str]:
@@ -80,16 +80,16 @@ def test_without_a_cache_all_is_built(registries: Settings) -> None:
 
 def test_stages_come_back_on_another_machine(client: docker.DockerClient, mine: Settings) -> None:
     ids = make(client, mine)
-    pushed = cache.push(mine, Lines())
+    pushed = cache.push(mine, LineConsole())
     assert len(pushed) == 2 * len(STAGES)
     assert f"{mine.cache}:patched-{'c' * 16}" in pushed and f"{mine.cache}:patched" in pushed
     assert not any(exists(client, name) for name in pushed)
-    again = Lines()
+    again = LineConsole()
     assert cache.push(mine, again) == []
     assert again.text.count("there already") == len(STAGES)
 
     registries_module.forget(client, *ids)
-    console = Lines()
+    console = LineConsole()
     assert fetch(mine, tags(mine), console) == []
     assert f"{mine.image}:patched: pulled {mine.cache}:patched-{'c' * 16}" in console.text
     assert {tag: str(client.images.get(tag).id) for tag in ids} == ids
@@ -97,7 +97,7 @@ def test_stages_come_back_on_another_machine(client: docker.DockerClient, mine: 
 
 def test_changed_series_takes_the_compiled_stage(client: docker.DockerClient, mine: Settings) -> None:
     ids = make(client, mine)
-    cache.push(mine, Lines())
+    cache.push(mine, LineConsole())
     registries_module.forget(client, *ids)
     patched = f"{mine.image}:patched"
     assert fetch(mine, {**tags(mine), patched: "e" * 64}) == [patched]
@@ -109,9 +109,9 @@ def test_changed_series_takes_the_compiled_stage(client: docker.DockerClient, mi
 
 def test_changed_sources_start_from_the_newest_layers(client: docker.DockerClient, mine: Settings) -> None:
     ids = make(client, mine)
-    cache.push(mine, Lines())
+    cache.push(mine, LineConsole())
     registries_module.forget(client, *ids)
-    console = Lines()
+    console = LineConsole()
     wanted = dict.fromkeys(tags(mine), "f" * 64)
     assert fetch(mine, wanted, console) == list(wanted)
     assert f"starting from the layers of {mine.cache}:build" in console.text
@@ -121,7 +121,7 @@ def test_changed_sources_start_from_the_newest_layers(client: docker.DockerClien
 
 def test_layers_of_this_machine_need_no_help(client: docker.DockerClient, mine: Settings) -> None:
     make(client, mine)
-    cache.push(mine, Lines())
+    cache.push(mine, LineConsole())
     assert cache.layers(mine) == []
 
 
@@ -132,7 +132,7 @@ def test_image_under_a_wrong_tag_is_not_used(client: docker.DockerClient, mine: 
     place = cache.reference(mine, f"{mine.image}:patched", HASHES["patched"])
     registry_module.push(client, wrong, place)
     registries_module.forget(client, place, *tags(mine))
-    console = Lines()
+    console = LineConsole()
     patched = f"{mine.image}:patched"
     assert fetch(mine, {patched: HASHES["patched"]}, console) == [patched]
     assert f"cache not used: {place} is not the image that its tag promises" in console.text
@@ -141,7 +141,7 @@ def test_image_under_a_wrong_tag_is_not_used(client: docker.DockerClient, mine: 
 
 def test_unreachable_cache_costs_a_line(registries: Settings) -> None:
     settings = dataclasses.replace(registries, cache="127.0.0.1:9/cache")
-    console = Lines()
+    console = LineConsole()
     assert fetch(settings, tags(settings), console) == list(tags(settings))
     lines = console.text.splitlines()
     assert len(lines) == len(STAGES)
@@ -150,7 +150,7 @@ def test_unreachable_cache_costs_a_line(registries: Settings) -> None:
 
 def test_nothing_to_push(mine: Settings) -> None:
     with pytest.raises(ToolkitError, match=r"there is no image freeswitch-tp-error-test-\w+ to push: run `inv build`"):
-        cache.push(mine, Lines())
+        cache.push(mine, LineConsole())
 
 
 def test_real_images_are_not_built_twice(built: Settings, client: docker.DockerClient, mine: Settings) -> None:
@@ -163,14 +163,14 @@ def test_real_images_are_not_built_twice(built: Settings, client: docker.DockerC
             original = client.images.get(tag.replace(mine.image, built.image))
             ids[tag] = str(original.id)
             original.tag(tag)
-        cache.push(real, Lines())
+        cache.push(real, LineConsole())
         # The engine still has them under their own name, but no tag of these.
         registries_module.forget(client, *own)
-        console = Lines()
+        console = LineConsole()
         build.build(real, console)
         assert console.text.count(": pulled ") == len(own)
         assert {tag: str(client.images.get(tag).id) for tag in own} == ids
-        again = Lines()
+        again = LineConsole()
         build.build(real, again)
         assert again.text.count(": up to date") == len(own)
     finally:

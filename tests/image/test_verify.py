@@ -26,7 +26,7 @@ from scripts.freeswitch.capture import Sniffer
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings
 from scripts.report import ladder
-from scripts.report.ladder import Kind, Lane
+from scripts.report.ladder import Lane, StepKind
 from scripts.scenario import lab as lab_module
 from scripts.scenario import table
 from scripts.scenario.lab import RUN_LABEL
@@ -139,21 +139,21 @@ def check_ladders(outcome: Run, lab: Settings) -> None:
         ladders[result.variant, result.case] = ladder.build(result.capture, result.events, lab.esl_event)
     registration = ["SYN", "SYN, ACK", "REGISTER (1)", "401 Unauthorized (1)", "REGISTER (2)", "200 OK (2)"]
     for (variant, case), found in ladders.items():
-        wire = [step for step in found.steps if step.kind in (Kind.TCP, Kind.SIP, Kind.END)]
+        wire = [step for step in found.steps if step.kind in (StepKind.TCP, StepKind.SIP, StepKind.END)]
         assert [step.label for step in wire][:6] == registration
         assert (found.killed_ns is not None) == (case == KILLED.name)
         kinds = [step.kind for step in found.steps]
         if case == LEFT.name:
-            assert [step.label for step in wire if step.kind is Kind.SIP][-1].startswith("200 OK")
-            assert Kind.END in kinds and Kind.REPORT not in kinds
+            assert [step.label for step in wire if step.kind is StepKind.SIP][-1].startswith("200 OK")
+            assert StepKind.END in kinds and StepKind.REPORT not in kinds
             continue
-        killed, ended = kinds.index(Kind.KILL), kinds.index(Kind.END)
+        killed, ended = kinds.index(StepKind.KILL), kinds.index(StepKind.END)
         assert killed < ended and found.steps[ended].label == "FIN, ACK" and found.steps[ended].source is Lane.CLIENT
         assert found.end_ns == found.steps[ended].when_ns
         if variant == PATCHED:
-            assert ended < kinds.index(Kind.REPORT)
+            assert ended < kinds.index(StepKind.REPORT)
         else:
-            assert Kind.REPORT not in kinds
+            assert StepKind.REPORT not in kinds
     text = (lab.report_directory / "verify.html").read_text()
     assert text.count('<svg class="ladder"') == 4 and "No ladder diagram" not in text
 

@@ -51,7 +51,7 @@ class Connection(Protocol):
 
 
 @dataclass
-class Event:
+class ProbeEvent:
     """A line of the probe, and when it came."""
 
     at: float
@@ -64,10 +64,10 @@ class Probe:
 
     process: asyncio.subprocess.Process
     log: Path
-    events: list[Event] = field(default_factory=list)
+    events: list[ProbeEvent] = field(default_factory=list)
     # By the address of the peer.
-    ends: dict[tuple[str, str], list[Event]] = field(default_factory=dict)
-    reports: dict[tuple[str, str], list[Event]] = field(default_factory=dict)
+    ends: dict[tuple[str, str], list[ProbeEvent]] = field(default_factory=dict)
+    reports: dict[tuple[str, str], list[ProbeEvent]] = field(default_factory=dict)
     stderr: str = ""
     reader: asyncio.Task[None] = field(init=False)
 
@@ -94,7 +94,7 @@ class Probe:
     async def _read(self) -> None:
         assert self.process.stdout
         async for line in self.process.stdout:
-            event = Event(time.time(), json.loads(line))
+            event = ProbeEvent(time.time(), json.loads(line))
             self.events.append(event)
             for name, found in ((END, self.ends), (REPORT, self.reports)):
                 if event.data["event"] == name:
@@ -104,13 +104,13 @@ class Probe:
     def ports(self) -> dict[str, int]:
         return {name: int(self.events[0].data[name]) for name in PROTOCOLS}
 
-    async def ended(self, wire: Connection, timeout: float) -> None:
+    async def ended(self, connection: Connection, timeout: float) -> None:
         """Wait for the end of a connection."""
         end = time.monotonic() + timeout
-        while wire.peer not in self.ends and time.monotonic() < end and not self.reader.done():
+        while connection.peer not in self.ends and time.monotonic() < end and not self.reader.done():
             await asyncio.sleep(0.005)
 
-    async def wait(self, wanted: Callable[[dict[str, Any]], bool], timeout: float) -> Event | None:
+    async def wait(self, wanted: Callable[[dict[str, Any]], bool], timeout: float) -> ProbeEvent | None:
         """Return the first event that is wanted, None if none comes in time or the probe ends."""
         end = time.monotonic() + timeout
         seen = 0
@@ -146,7 +146,7 @@ class Probe:
         ]
 
 
-class Wire:
+class ProbeConnection:
     """One connection to the probe, from an address of its own."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -158,7 +158,7 @@ class Wire:
         self.tls: ssl.SSLObject | None = None
 
     @classmethod
-    async def open(cls, port: int, source: str = ADDRESS, to: str = ADDRESS) -> Wire:
+    async def open(cls, port: int, source: str = ADDRESS, to: str = ADDRESS) -> ProbeConnection:
         sock = socket.socket()
         sock.setblocking(False)
         # What is sent in two parts shall come in two.
@@ -168,15 +168,15 @@ class Wire:
         return cls(sock)
 
     @classmethod
-    async def open_as(cls, protocol: str, port: int, source: str = ADDRESS, to: str = ADDRESS) -> Wire:
+    async def open_as(cls, protocol: str, port: int, source: str = ADDRESS, to: str = ADDRESS) -> ProbeConnection:
         """Connect and shake the hands that `protocol` demands."""
-        wire = await cls.open(port, source, to)
+        connection = await cls.open(port, source, to)
         if protocol in ("tls", "wss"):
-            await wire.handshake()
+            await connection.handshake()
         if protocol in ("ws", "wss"):
-            await wire.send(upgrade())
-            await wire.receive_until(b"\r\n\r\n")
-        return wire
+            await connection.send(upgrade())
+            await connection.receive_until(b"\r\n\r\n")
+        return connection
 
     async def raw(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self.sock, data)

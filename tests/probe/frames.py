@@ -17,7 +17,7 @@ CODES = (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 3000, 3999,
 RESERVED = (0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2999, 5000, 65535)
 MALFORMED = (b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"bye \xe2\x82", b"\xc0\x80")
 # With which code the server ends a connection over which such a thing has come.
-OFFENCES = {
+VIOLATIONS = {
     "extension bits": PROTOCOL,
     "reserved opcode": PROTOCOL,
     "no mask": PROTOCOL,
@@ -39,7 +39,7 @@ LEGAL = ("lives", "lives", "closes", "closes at once", "goes on after its close"
 
 
 @dataclass
-class Piece:
+class ClientFrame:
     """A frame of a client that keeps the rules, and what the server has once it has it."""
 
     data: bytes
@@ -51,8 +51,8 @@ class Piece:
 
 
 @dataclass
-class Heard:
-    """What the server has sent, read as strictly as RFC 6455 allows; `faults` says what it forbids."""
+class ServerFrames:
+    """The frames that the server has sent, read as strictly as RFC 6455 allows; `faults` says what it forbids."""
 
     frames: list[tuple[int, bytes]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -90,8 +90,8 @@ class Heard:
 
 
 @dataclass
-class Talk:
-    """What a client sends over one connection, in segments, and what must come of it."""
+class FrameExchange:
+    """The exchange of frames over one connection: what a client sends, in segments, and what must come of it."""
 
     kind: str
     parts: list[bytes]
@@ -108,29 +108,29 @@ class Talk:
         """Whether the client does not end before all is answered."""
         return self.kind in ("lives", "closes")
 
-    def answered(self, heard: Heard) -> bool:
-        return heard.answers() >= self.registers and len(heard.payloads(PONG)) >= len(self.pings)
+    def answered(self, received: ServerFrames) -> bool:
+        return received.answers() >= self.registers and len(received.payloads(PONG)) >= len(self.pings)
 
-    def faults(self, heard: Heard) -> list[str]:
+    def faults(self, received: ServerFrames) -> list[str]:
         """Return what is wrong with what the server has sent."""
-        faults = list(heard.faults)
-        pongs, closes = heard.payloads(PONG), heard.payloads(CLOSE)
-        if heard.answers() > self.registers or (self.patient and heard.answers() < self.registers):
-            faults.append(f"{heard.answers()} answers to {self.registers} REGISTERs")
+        faults = list(received.faults)
+        pongs, closes = received.payloads(PONG), received.payloads(CLOSE)
+        if received.answers() > self.registers or (self.patient and received.answers() < self.registers):
+            faults.append(f"{received.answers()} answers to {self.registers} REGISTERs")
         if self.kind == "is cut off":
             # Nobody has read to the end.
             return faults
         if pongs != self.pings:
             faults.append(f"{len(pongs)} PONGs to {len(self.pings)} PINGs, or other ones")
-        if heard.ended != bool(self.code):
-            faults.append("closed by the server" if heard.ended else "not closed by the server")
+        if received.ended != bool(self.code):
+            faults.append("closed by the server" if received.ended else "not closed by the server")
         if closes != ([self.code.to_bytes(2, "big")] if self.code else []):
             faults.append(f"close frames {[payload.hex() for payload in closes]}, not of {self.code}")
         return faults
 
     def causes(self, end: str, causes: set[str]) -> set[str]:
         """Return those of `causes` that the end of the connection may have, if the client's is `end`."""
-        if self.kind in OFFENCES:
+        if self.kind in VIOLATIONS:
             return {"protocol-error"}
         if self.kind == "is cut off":
             return causes - {"protocol-error"}
@@ -141,26 +141,26 @@ def masked(rng: random.Random, payload: bytes, opcode: int, final: bool = True) 
     return frame(payload, opcode, final, rng.choice((rng.randbytes(4), rng.randbytes(4), bytes(4))))
 
 
-def controls(rng: random.Random) -> list[Piece]:
+def controls(rng: random.Random) -> list[ClientFrame]:
     """Return control frames as they may come anywhere, often none."""
     pieces = []
     while rng.random() < 0.25:
         payload = rng.randbytes(rng.choice((0, 0, 1, 4, 124, 125, rng.randrange(126))))
         if rng.random() < 0.7:
-            pieces.append(Piece(masked(rng, payload, PING), ping=payload))
+            pieces.append(ClientFrame(masked(rng, payload, PING), ping=payload))
         else:
-            pieces.append(Piece(masked(rng, payload, PONG)))
+            pieces.append(ClientFrame(masked(rng, payload, PONG)))
     return pieces
 
 
-def message(rng: random.Random, data: bytes, fragments: int, register: bool = False) -> list[Piece]:
+def message(rng: random.Random, data: bytes, fragments: int, register: bool = False) -> list[ClientFrame]:
     """Return `data` in so many fragments, empty ones among them, with control frames before and between."""
     places = [0, *sorted(rng.randrange(len(data) + 1) for _ in range(fragments - 1)), len(data)]
     opcode, pieces = rng.choice((TEXT, TEXT, TEXT, BINARY)), controls(rng)
     for number, (start, end) in enumerate(itertools.pairwise(places), 1):
         last = number == fragments
         used = 0 if last else end
-        piece = Piece(masked(rng, data[start:end], opcode, last), None, register and last, not last, used)
+        piece = ClientFrame(masked(rng, data[start:end], opcode, last), None, register and last, not last, used)
         pieces.append(piece)
         for control in controls(rng):
             control.inside, control.used = piece.inside, piece.used
@@ -181,9 +181,9 @@ def request(rng: random.Random, name: str, protocol: str, host: str) -> bytes:
     return data
 
 
-def lawful(rng: random.Random, name: str, protocol: str, host: str) -> list[Piece]:
+def lawful(rng: random.Random, name: str, protocol: str, host: str) -> list[ClientFrame]:
     """Return frames of a client that keeps the rules, with one to three REGISTERs."""
-    pieces: list[Piece] = []
+    pieces: list[ClientFrame] = []
     for number in range(rng.choice((1, 1, 2, 3))):
         while rng.random() < 0.2:
             # Nothing, and the keepalives of RFC 5626.
@@ -193,8 +193,8 @@ def lawful(rng: random.Random, name: str, protocol: str, host: str) -> list[Piec
     return pieces
 
 
-def offence(rng: random.Random, kind: str, inside: bool, used: int) -> bytes:
-    """Return a frame that is illegal in a way of OFFENCES; `inside` a message of which `used` bytes have come."""
+def violation(rng: random.Random, kind: str, inside: bool, used: int) -> bytes:
+    """Return a frame that is illegal in a way of VIOLATIONS; `inside` a message of which `used` bytes have come."""
     opcode, control = CONTINUATION if inside else rng.choice((TEXT, BINARY)), rng.choice((CLOSE, PING, PONG))
     payload, mask = rng.randbytes(rng.choice((0, 1, 60, 125))), rng.randbytes(4)
     final, any_opcode = True, rng.choice((opcode, opcode, PING, PONG))
@@ -260,27 +260,27 @@ def close(rng: random.Random) -> tuple[bytes, int]:
     return masked(rng, code.to_bytes(2, "big") + reason if code else b"", CLOSE), code or NORMAL
 
 
-def talk(rng: random.Random, name: str, protocol: str, host: str) -> Talk:
+def exchange(rng: random.Random, name: str, protocol: str, host: str) -> FrameExchange:
     """Return what a client sends that keeps the rules, or breaks one of them."""
-    kind = rng.choice(LEGAL if rng.random() < 0.6 else tuple(OFFENCES))
+    kind = rng.choice(LEGAL if rng.random() < 0.6 else tuple(VIOLATIONS))
     pieces = lawful(rng, name, protocol, host)
     frames = [piece.data for piece in pieces]
     # How many of the pieces get through.
     count = len(pieces)
-    code, farewell = OFFENCES.get(kind, 0), b""
-    if kind in OFFENCES:
+    code, farewell = VIOLATIONS.get(kind, 0), b""
+    if kind in VIOLATIONS:
         if kind == "message within a message":
             pieces += message(rng, request(rng, f"{name}-x", protocol, host), 2, True)
             frames = [piece.data for piece in pieces]
         # Before the first one there is no message.
-        states = [Piece(b""), *pieces]
+        states = [ClientFrame(b""), *pieces]
         outside = kind in ("continuation of nothing", "text that is not UTF-8")
         wanted = (True,) if kind == "message within a message" else (False,) if outside else (True, False)
         count = rng.choice([place for place, state in enumerate(states) if state.inside in wanted])
         state = states[count]
         # What follows must not get through.
         tail = rng.choice(([], frames[count:]))
-        frames = [*frames[:count], offence(rng, kind, state.inside, state.used), *tail]
+        frames = [*frames[:count], violation(rng, kind, state.inside, state.used), *tail]
     elif kind == "closes":
         farewell, code = close(rng)
     elif kind in ("closes at once", "goes on after its close"):
@@ -295,4 +295,4 @@ def talk(rng: random.Random, name: str, protocol: str, host: str) -> Talk:
         parts = [*parts[:number], parts[number][: rng.randrange(len(parts[number]))]]
     through = pieces[:count]
     pings = [piece.ping for piece in through if piece.ping is not None]
-    return Talk(kind, parts, sum(piece.register for piece in through), pings, code, farewell)
+    return FrameExchange(kind, parts, sum(piece.register for piece in through), pings, code, farewell)

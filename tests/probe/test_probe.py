@@ -116,8 +116,9 @@ def probe(stage: tuple[Settings, str], tmp_path_factory: pytest.TempPathFactory)
     for name in ("probe.c", "rekey.c"):
         shutil.copy2(TESTS / "probe" / name, context)
     (context / "tests" / "probe").mkdir(parents=True)
-    for name in ("__init__.py", "fuzz.py", "probe/__init__.py", "probe/drive.py", "probe/frames.py", "probe/matrix.py"):
-        shutil.copy2(TESTS / name, context / "tests" / name)
+    modules = [path for path in (TESTS / "probe").glob("*.py") if not path.name.startswith("test_")]
+    for path in (TESTS / "__init__.py", TESTS / "fuzz.py", *modules):
+        shutil.copy2(path, context / "tests" / path.relative_to(TESTS))
     tag = f"{settings.image}:probe"
     result = docker(
         "build", "--force-rm", "--file", str(TESTS / "probe" / "Dockerfile"), "--tag", tag, "--label", f"{LABEL}=true",

@@ -19,7 +19,7 @@ from invoke.main import program
 from invoke.parser import Parser
 
 import tasks
-from scripts.bench.suite import PARTS
+from scripts.bench.parts import PARTS
 from scripts.errors import ToolkitError
 from scripts.freeswitch import events
 from scripts.machine.files import ROOT

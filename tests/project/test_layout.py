@@ -1,18 +1,21 @@
-"""The maps of scripts/ and of its wings are true, and no module knows one below its own."""
+"""The maps of scripts/ and its wings are true, no module knows one below, no file is long, no class is there twice."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from scripts.machine.files import ROOT
 
-SCRIPTS = ROOT / "scripts"
+SCRIPTS, TESTS = ROOT / "scripts", ROOT / "tests"
 WINGS = sorted(path.parent for path in SCRIPTS.glob("*/__init__.py"))
+# Lines of a file.
+MOST_LINES = 600
 
 
 def listed(package: Path) -> list[str]:
@@ -70,3 +73,26 @@ def test_modules_make_no_circle() -> None:
         for own in leaves:
             del edges[own]
     assert not edges
+
+
+def twice(paths: Iterable[Path]) -> list[str]:
+    """Return the names that more than one class of the modules `paths` has, an underscore in front left out."""
+    names = Counter(
+        node.name.lstrip("_")
+        for path in paths
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    )
+    return sorted(name for name, count in names.items() if count > 1)
+
+
+@pytest.mark.parametrize("folder", [SCRIPTS, TESTS], ids=lambda path: path.name)
+def test_no_class_has_the_name_of_another(folder: Path) -> None:
+    assert twice(folder.rglob("*.py")) == []
+
+
+def test_no_file_is_long() -> None:
+    files = [path for path in SCRIPTS.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files += [*TESTS.rglob("*.py"), *TESTS.rglob("*.sh")]
+    lines = {str(path.relative_to(ROOT)): path.read_bytes().count(b"\n") for path in files}
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}

@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 
 from scripts.freeswitch.events import REGISTER, UNREGISTER, Event
-from scripts.freeswitch.sip import Client, Reply, digest
+from scripts.freeswitch.sip import Client, Response, digest
 from scripts.pins.settings import Settings
 from scripts.scenario import lab as lab_module
 from scripts.scenario import player
@@ -59,7 +59,7 @@ class Phone:
 
     def register(
         self, contacts: Sequence[str], expires: int | None = 3600, call_id: str = "", agent: str = "tests"
-    ) -> Reply:
+    ) -> Response:
         """Send a REGISTER with these values of Contact, one header each, and return the final response."""
         call_id = call_id or uuid.uuid4().hex
 
@@ -121,7 +121,7 @@ class Phone:
         ]
 
 
-def answered(reply: Reply) -> dict[str, int]:
+def answered(reply: Response) -> dict[str, int]:
     """Return the URIs in a 200 and for how long each is bound."""
     assert reply.status == 200, reply
     values = [value for line in reply.headers.get("contact", []) for value in re.split(r",\s*(?=<)", line)]

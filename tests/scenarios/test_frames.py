@@ -41,7 +41,7 @@ CONTROLS = st.lists(
 
 
 @dataclass
-class Said:
+class ClientMessage:
     """A message of a client: where it is cut into fragments, and what comes before, between and after them."""
 
     text: bool
@@ -65,7 +65,7 @@ class Said:
 
 
 SAID = st.builds(
-    Said,
+    ClientMessage,
     st.booleans(),
     st.sampled_from([True, True, False]),
     st.lists(st.integers(0, 400), max_size=6),
@@ -76,7 +76,7 @@ SIZES = st.lists(st.integers(1, 300), min_size=1, max_size=5) | st.just([1 << 20
 CODES = st.sampled_from(frames.CODES) | st.none()
 
 
-class Peer:
+class WsprotoClient:
     """A client that is wsproto: it offers compression, and accepts what RFC 6455 allows and nothing else."""
 
     def __init__(self, transport: str, target: tuple[str, int]) -> None:
@@ -142,14 +142,16 @@ def test_a_strict_client_is_understood_and_understands(lab: Lab, transport: str)
         suppress_health_check=list(HealthCheck),
     )
     @given(CONTROLS, st.lists(SAID, max_size=4), SIZES, CODES, st.sampled_from(["", "bye", "ß€𝄞"]))
-    def converse(first: list[Control], said: list[Said], sizes: list[int], code: int | None, reason: str) -> None:
-        peer = Peer(transport, lab.target("main", transport))
+    def converse(
+        first: list[Control], said: list[ClientMessage], sizes: list[int], code: int | None, reason: str
+    ) -> None:
+        peer = WsprotoClient(transport, lab.target("main", transport))
         with contextlib.closing(peer.sock):
             assert peer.accepted is not None
             assert (peer.accepted.subprotocol, list(peer.accepted.extensions)) == ("sip", [])
             events = [*first, *itertools.chain.from_iterable(message.events(transport) for message in said)]
             # The last one: the connection is still of use.
-            events += Said(True, True, [], []).events(transport)
+            events += ClientMessage(True, True, [], []).events(transport)
             events.append(Ping(b"last"))
             pings = [bytes(event.payload) for event in events if isinstance(event, Ping)]
             asked = 1 + sum(message.asks for message in said)

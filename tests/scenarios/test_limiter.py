@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from scripts.freeswitch.sip import Client, Reply, digest
+from scripts.freeswitch.sip import Client, Response, digest
 from scripts.scenario.lab import DOMAIN, USERS, Lab
 from scripts.scenario.player import soon
 from tests.deaths import LIMIT
@@ -51,7 +51,7 @@ def request(client: Client, method: str, number: int) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-def is_refused(reply: Reply) -> bool:
+def is_refused(reply: Response) -> bool:
     """Return whether nta refused the request, and not mod_sofia, which is too busy in its own words."""
     if (reply.status, reply.phrase) != (503, "Service Unavailable"):
         return False
@@ -69,7 +69,7 @@ def send_all(client: Client, method: str, count: int) -> None:
         client.sock.sendall(b"".join(messages))
 
 
-def flood(clients: Sequence[Client], method: str) -> list[Reply]:
+def flood(clients: Sequence[Client], method: str) -> list[Response]:
     """Send SHARE requests over each of `clients` as fast as that goes; return the answers, one for each.
 
     Raises TimeoutError if there is none.
@@ -137,7 +137,7 @@ def test_every_kind_of_connection_gets_answers(lab: Lab, full: None, transport: 
 
 def test_datagrams_in_excess_are_dropped(lab: Lab, full: None) -> None:
     client = lab.open("limited", "udp")
-    answers: list[Reply] = []
+    answers: list[Response] = []
     start = time.monotonic()
     # In small portions: what the kernel drops, the stack can't.
     for _ in range(NUMBER // SHARE):

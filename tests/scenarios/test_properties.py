@@ -42,7 +42,7 @@ class Registration:
 
 
 @dataclass
-class World:
+class RegistrarModel:
     """Connections by number, and the registrations that a registrar of this kind would hold."""
 
     multiple: bool
@@ -58,7 +58,7 @@ class World:
         self.registrations.append(new)
 
 
-class Registrar(RuleBasedStateMachine):
+class RegistrarMachine(RuleBasedStateMachine):
     """Clients that come, register, move, leave and die."""
 
     lab: Lab
@@ -66,7 +66,7 @@ class Registrar(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(self.multiple)
+        self.world = RegistrarModel(self.multiple)
         self.profile = "short" if self.multiple else "main"
         self.users = {name: self.lab.user() for name in NAMES}
         self.recorder = self.lab.freeswitch.recorder
@@ -214,7 +214,7 @@ def side_by_side(request: pytest.FixtureRequest, labs: Callable[[int], Lab]) -> 
     def arguments(item: pytest.Function) -> Iterator[dict[str, Any]]:
         given = aside.parameters(item)
 
-        class Bound(Registrar):
+        class Bound(RegistrarMachine):
             lab, multiple = labs(given["cpus"]), given["multiple"]
 
         yield {**given, "machine": Bound}
@@ -242,7 +242,7 @@ def machine() -> None:
 
 @pytest.mark.parametrize("multiple", [False, True], ids=["one registration", "multiple registrations"])
 @pytest.mark.parametrize("cpus", CPUS, ids=lambda cpus: f"{cpus} CPUs")
-def test_random_histories(machine: type[Registrar], cpus: int, multiple: bool) -> None:
+def test_random_histories(machine: type[RegistrarMachine], cpus: int, multiple: bool) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(

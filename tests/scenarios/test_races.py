@@ -1,4 +1,4 @@
-"""What crosses within milliseconds (tests/races.py), many times; the figures are in build/report/races.json."""
+"""What crosses within milliseconds (tests/races/), many times; the figures are in build/report/races.json."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import pytest
 from scripts.pins.settings import Settings
 from tests import races
 from tests.conftest import RACES
-from tests.races import CASES, Case, Runs
+from tests.races import CASES, RaceCase, RaceSuite
 
 
 @pytest.fixture(scope="module")
-def runs(built: Settings, request: pytest.FixtureRequest) -> Iterator[Runs]:
+def runs(built: Settings, request: pytest.FixtureRequest) -> Iterator[RaceSuite]:
     """Return the runs of the cases that were chosen; they go on while the tests wait for them."""
     functions = (item for item in request.session.items if isinstance(item, pytest.Function))
     cases = [
-        cast(Case, function.callspec.params["case"])
+        cast(RaceCase, function.callspec.params["case"])
         for function in functions
         if function.module.__name__ == __name__ and "case" in function.fixturenames
     ]
-    with Runs(built, cases) as found:
+    with RaceSuite(built, cases) as found:
         yield found
     races.write(request.config.stash[RACES], built.report_directory / "races.json")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_race(runs: Runs, case: Case, request: pytest.FixtureRequest) -> None:
+def test_race(runs: RaceSuite, case: RaceCase, request: pytest.FixtureRequest) -> None:
     outcome = runs.outcome(case)
     request.config.stash[RACES][case] = outcome
     examples = "\n".join(f"{reason}: {example}" for reason, example in outcome.examples.items())

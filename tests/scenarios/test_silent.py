@@ -22,7 +22,7 @@ SLACK = 4
 
 
 @dataclass(frozen=True)
-class Phone:
+class SilentPhone:
     """A registered client behind the relay, and when FreeSWITCH will send to it."""
 
     client: Client
@@ -32,18 +32,18 @@ class Phone:
 
 
 @pytest.fixture
-def phones(lab: Lab) -> Iterator[list[Phone]]:
+def phones(lab: Lab) -> Iterator[list[SilentPhone]]:
     """Register one client per transport and moment, each known to be reachable, and one over the alias."""
     made = []
     for transport in TRANSPORTS:
         for send_at in SENDS:
             client, user = lab.open("silent", transport, through_relay=True), lab.user()
             client.register(user, lab.password, DOMAIN)
-            made.append(Phone(client, user, transport, send_at))
+            made.append(SilentPhone(client, user, transport, send_at))
     # FreeSWITCH sends its requests from the profile's own port.
     client, user = Client("tcp", lab.freeswitch.address, ALIAS_PORT, relay=lab.relay), lab.user()
     client.register(user, lab.password, DOMAIN)
-    made.append(Phone(client, user, "tcp to the alias", None))
+    made.append(SilentPhone(client, user, "tcp to the alias", None))
     for phone in made:
         if phone.send_at is not None:
             request(lab, phone.user)
@@ -63,7 +63,7 @@ def request(lab: Lab, user: str) -> None:
 
 
 @pytest.mark.parametrize("cut", ["link", "route"])
-def test_vanished_peer_is_reported_in_time(lab: Lab, phones: list[Phone], cut: str) -> None:
+def test_vanished_peer_is_reported_in_time(lab: Lab, phones: list[SilentPhone], cut: str) -> None:
     recorder = lab.freeswitch.recorder
     seen = len(recorder.events)
     lab.command_relay(f"CUT {cut}")
@@ -99,7 +99,7 @@ def test_vanished_peer_is_reported_in_time(lab: Lab, phones: list[Phone], cut: s
     assert not problems
 
 
-def test_short_interruption_is_not_reported(lab: Lab, phones: list[Phone]) -> None:
+def test_short_interruption_is_not_reported(lab: Lab, phones: list[SilentPhone]) -> None:
     seen = len(lab.freeswitch.recorder.events)
     lab.command_relay("CUT route")
     time.sleep(DEAD_PEER_TIMEOUT / 6)

@@ -18,7 +18,7 @@ from tlslite.api import TLSConnection
 from tlslite.constants import KeyUpdateMessageType
 
 from scripts.bench import offenders
-from scripts.bench.offenders import CASES, PATIENCE, TEXT, Case, End, Raw, frame, options
+from scripts.bench.offenders import CASES, PATIENCE, TEXT, Closure, FrameCase, RawConnection, frame, options
 from scripts.freeswitch.sip import Client
 from scripts.scenario import player
 from scripts.scenario.lab import DOMAIN, Lab
@@ -32,9 +32,9 @@ CROWD = 100
 DEVICES = 40
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.end is not End.LATE], ids=str)
-def test_frames(lab: Lab, case: Case) -> None:
-    raw = Raw(case.transport, lab.target("main", case.transport))
+@pytest.mark.parametrize("case", [case for case in CASES if case.end is not Closure.LATE], ids=str)
+def test_frames(lab: Lab, case: FrameCase) -> None:
+    raw = RawConnection(case.transport, lab.target("main", case.transport))
     with contextlib.closing(raw):
         assert case.play(raw, WAIT) == []
 
@@ -44,7 +44,7 @@ def test_frames(lab: Lab, case: Case) -> None:
 @pytest.mark.parametrize("size", [0, 1, 7], ids=["at once", "byte by byte", "in sevens"])
 def test_upgrade(lab: Lab, transport: str, name: str, size: int) -> None:
     request, accepted = offenders.UPGRADES[name]
-    raw = Raw(transport, lab.target("main", transport), upgraded=False)
+    raw = RawConnection(transport, lab.target("main", transport), upgraded=False)
     with contextlib.closing(raw):
         for data in offenders.pieces(request, size or len(request)):
             assert isinstance(data, bytes)
@@ -87,7 +87,7 @@ def test_new_keys_of_tls_just_before_a_request(lab: Lab, transport: str, count: 
 )
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
 def test_keepalive_and_a_little_of_a_request_in_one_segment(lab: Lab, transport: str, head: bytes) -> None:
-    raw = Raw(transport, lab.target("main", transport))
+    raw = RawConnection(transport, lab.target("main", transport))
     with contextlib.closing(raw):
         for number in range(1, 3):
             request = options(transport)
@@ -101,7 +101,7 @@ def test_keepalive_and_a_little_of_a_request_in_one_segment(lab: Lab, transport:
 
 def test_nothing_is_read_after_what_cannot_be_parsed(lab: Lab) -> None:
     """Also if it is there already, and the connection lives on for answers that its peer has not taken yet."""
-    raw, count = Raw("tcp", lab.target("main", "tcp"), buffer=4096), 300
+    raw, count = RawConnection("tcp", lab.target("main", "tcp"), buffer=4096), 300
 
     def cancel() -> bytes:
         """Return what the stack answers at once, with as much."""
@@ -121,7 +121,7 @@ def test_nothing_is_read_after_what_cannot_be_parsed(lab: Lab) -> None:
 @pytest.mark.parametrize("end", [b"", frame(offenders.CLOSE, b"\x03\xe8")], ids=["FIN", "close frame"])
 def test_who_leaves_with_answers_unread_keeps_no_descriptor(lab: Lab, end: bytes) -> None:
     before = lab.freeswitch.sockets()
-    raw = Raw("ws", lab.target("main", "ws"), buffer=4096)
+    raw = RawConnection("ws", lab.target("main", "ws"), buffer=4096)
     with contextlib.closing(raw):
         raw.sock.settimeout(WAIT)
         with contextlib.suppress(TimeoutError):
@@ -134,12 +134,12 @@ def test_who_leaves_with_answers_unread_keeps_no_descriptor(lab: Lab, end: bytes
 
 
 def test_who_does_not_go_on_is_closed(lab: Lab) -> None:
-    def run(case: Case) -> list[str]:
-        raw = Raw(case.transport, lab.target("main", case.transport))
+    def run(case: FrameCase) -> list[str]:
+        raw = RawConnection(case.transport, lab.target("main", case.transport))
         with contextlib.closing(raw):
             return case.play(raw, WAIT)
 
-    late = [case for case in CASES if case.end is End.LATE]
+    late = [case for case in CASES if case.end is Closure.LATE]
     with ThreadPoolExecutor(len(late)) as pool:
         assert {str(case): wrong for case, wrong in zip(late, pool.map(run, late), strict=True) if wrong} == {}
 
@@ -178,7 +178,7 @@ def test_cause_of_a_registered_offender(lab: Lab, transport: str, data: bytes, c
     client.close()
 
 
-class Offenders:
+class StallingClients:
     """Many connections of every kind that stall."""
 
     def __init__(self, lab: Lab) -> None:
@@ -192,7 +192,7 @@ class Offenders:
             sock.sendall(data)
 
     def _open(self, transport: str, data: bytes) -> None:
-        raw = Raw(transport, self.lab.target("main", transport))
+        raw = RawConnection(transport, self.lab.target("main", transport))
         self.socks.append(raw.sock)
         raw.send(data)
 
@@ -218,7 +218,7 @@ class Offenders:
             sock.close()
 
 
-class Others:
+class RegisteringClients:
     """Clients of every transport that ask, register and die all the while; `worst` is the longest wait in seconds."""
 
     def __init__(self, lab: Lab) -> None:
@@ -251,15 +251,15 @@ class Others:
 
 
 @pytest.fixture
-def offending(lab: Lab) -> Iterator[Offenders]:
-    found = Offenders(lab)
+def offending(lab: Lab) -> Iterator[StallingClients]:
+    found = StallingClients(lab)
     yield found
     found.close()
 
 
-def test_a_crowd_of_offenders_holds_nobody_up(lab: Lab, offending: Offenders) -> None:
+def test_a_crowd_of_offenders_holds_nobody_up(lab: Lab, offending: StallingClients) -> None:
     before = lab.freeswitch.sockets()
-    others = Others(lab)
+    others = RegisteringClients(lab)
     offending.come(CROWD)
     # Until those that stall have been closed.
     time.sleep(PATIENCE + 2)

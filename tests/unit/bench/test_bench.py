@@ -15,12 +15,26 @@ import pytest
 from rich.console import Console
 
 from scripts.bench import load, measure, plot, stream, suite
-from scripts.bench.box import PATCHED, PLAIN, STOCK, configuration
-from scripts.bench.figures import Curve, Figure, Outcome, Rule, Target, machine, number, quantile, rows, show, spread
+from scripts.bench import page as pages
+from scripts.bench.container import PATCHED, PLAIN, STOCK, configuration
+from scripts.bench.figures import (
+    BenchmarkReport,
+    Curve,
+    Figure,
+    Rule,
+    Threshold,
+    machine,
+    number,
+    quantile,
+    rows,
+    show,
+    spread,
+)
 from scripts.bench.figures import write as write_outcome
-from scripts.bench.load import Pace
-from scripts.bench.measure import Storm, checked, is_report, reckon
-from scripts.bench.stream import Stamped, frame, marker_of, parse
+from scripts.bench.load import LoadResult
+from scripts.bench.measure import StormResult, checked, is_report, storm_result
+from scripts.bench.parts import PARTS
+from scripts.bench.stream import TimestampedEvent, frame, marker_of, parse
 from scripts.errors import ToolkitError
 
 
@@ -90,7 +104,7 @@ def test_the_reader_stamps_what_comes() -> None:
             connection.recv(1)
 
     threading.Thread(target=serve, daemon=True).start()
-    with stream.Reader(server.getsockname(), "secret", "sofia::tp_error_report") as reader:
+    with stream.EventReader(server.getsockname(), "secret", "sofia::tp_error_report") as reader:
         reader.wait(2, silence=10, limit=10)
         assert reader.count == 2
         assert [item.headers["from-user"] for item in reader.take()] == ["u1", "u1"]
@@ -130,14 +144,14 @@ def test_a_refresh_has_the_call_id_of_the_first_register_and_a_higher_cseq() -> 
     assert load.header(load.options(("192.0.2.1", 10000), 3), b"cseq") == b"3 OPTIONS"
 
 
-class Registrar:
+class FakeRegistrar:
     """Answers every request but the first `deaf` ones with `status`; calls are answered, too."""
 
     def __init__(self, status: str = "200 OK", deaf: int = 0) -> None:
         self.status = status
         self.deaf = iter([True] * deaf)
         self.server = socket.create_server(("127.0.0.1", 0))
-        self.target = load.Target(*self.server.getsockname())
+        self.target = load.Endpoint(*self.server.getsockname())
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -168,8 +182,8 @@ class Registrar:
 
 
 def test_an_owner_registers_refreshes_and_closes() -> None:
-    registrar = Registrar()
-    with load.Owner(registrar.target, [load.user(number) for number in range(100)]) as owner:
+    registrar = FakeRegistrar()
+    with load.LoadGenerator(registrar.target, [load.user(number) for number in range(100)]) as owner:
         assert owner.do("register").answered == 100
         assert owner.do("refresh", 2).answered == 200
         closed = owner.do("finish", 0, [0.001] * 5)
@@ -180,7 +194,7 @@ def test_an_owner_registers_refreshes_and_closes() -> None:
 
 
 def test_refused_requests_are_counted_and_then_an_error() -> None:
-    with load.Owner(Registrar("503 Busy").target, ["u1", "u2"]) as owner:
+    with load.LoadGenerator(FakeRegistrar("503 Busy").target, ["u1", "u2"]) as owner:
         pace = owner.do("register")
     assert (pace.answered, pace.refused) == (0, 2)
     with pytest.raises(ToolkitError, match="accepted 0 of 2 requests and refused 2"):
@@ -189,8 +203,8 @@ def test_refused_requests_are_counted_and_then_an_error() -> None:
 
 def test_lost_requests_are_sent_once_more_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "PATIENCE", 0.2)
-    registrar = Registrar(deaf=3)
-    clients = load.Clients(registrar.target, ["u1", "u2", "u3", "u4", "u5"])
+    registrar = FakeRegistrar(deaf=3)
+    clients = load.ClientPool(registrar.target, ["u1", "u2", "u3", "u4", "u5"])
     pace = clients.register()
     assert (pace.answered, pace.refused, pace.repeated) == (5, 0, 3)
     assert clients.refresh().repeated == 0
@@ -201,21 +215,24 @@ def test_answers_that_never_come_are_an_error(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(load, "PATIENCE", 0.1)
     monkeypatch.setattr(load, "TIMEOUT", 0.3)
     with pytest.raises(TimeoutError, match=r"1 requests have no answer after 0.3 s, 0 had been answered"):
-        load.Clients(Registrar(deaf=1000).target, ["u1"]).register()
+        load.ClientPool(FakeRegistrar(deaf=1000).target, ["u1"]).register()
 
 
 def test_a_target_that_does_not_answer_is_an_error() -> None:
     server = socket.create_server(("127.0.0.1", 0))
     address = server.getsockname()
     server.close()
-    with load.Owner(load.Target(*address), ["u1"]) as owner, pytest.raises(ToolkitError, match="the load failed"):
+    with (
+        load.LoadGenerator(load.Endpoint(*address), ["u1"]) as owner,
+        pytest.raises(ToolkitError, match="the load failed"),
+    ):
         owner.do("register")
 
 
 def test_calls_and_probes() -> None:
-    registrar = Registrar()
+    registrar = FakeRegistrar()
     assert load.call(registrar.target, 10, 3).answered == 10
-    assert load.call(Registrar("486 Busy").target, 4, 2).refused == 4
+    assert load.call(FakeRegistrar("486 Busy").target, 4, 2).refused == 4
     stops = iter([False, False, False, True])
     answers = load.probe(registrar.target, lambda: next(stops), 0)
     assert [method for method, _ in answers] == ["OPTIONS", "REGISTER", "OPTIONS"]
@@ -223,17 +240,19 @@ def test_calls_and_probes() -> None:
 
 
 def test_what_a_storm_lost_and_reported_twice() -> None:
-    events = [Stamped({"from-user": name, "error-name": "NONE"}, ns) for name, ns in [("a", 2), ("b", 9), ("b", 5)]]
-    found = reckon(events, ["a", "b", "c"], 1, 0.5, Pace(3, 0, 1.0))
+    events = [
+        TimestampedEvent({"from-user": name, "error-name": "NONE"}, ns) for name, ns in [("a", 2), ("b", 9), ("b", 5)]
+    ]
+    found = storm_result(events, ["a", "b", "c"], 1, 0.5, LoadResult(3, 0, 1.0))
     assert (found.lost, found.twice, found.seconds) == (1, 1, 8e-9)
     assert found.per_report == pytest.approx(8e-9 / 3)
-    assert reckon([], ["a"], 1, 0.0, Pace(1, 0, 1.0)).lost == 1
+    assert storm_result([], ["a"], 1, 0.0, LoadResult(1, 0, 1.0)).lost == 1
 
 
 def test_what_counts_as_a_report() -> None:
-    assert is_report(Stamped({"error-name": "NONE"}, 1))
-    assert is_report(Stamped({"reason": "socket-disconnection"}, 1))
-    assert not is_report(Stamped({"Event-Subclass": "sofia::unregister"}, 1))
+    assert is_report(TimestampedEvent({"error-name": "NONE"}, 1))
+    assert is_report(TimestampedEvent({"reason": "socket-disconnection"}, 1))
+    assert not is_report(TimestampedEvent({"Event-Subclass": "sofia::unregister"}, 1))
 
 
 def test_quantiles() -> None:
@@ -270,7 +289,7 @@ def test_numbers_and_spreads() -> None:
     ],
 )
 def test_targets(rule: Rule, limit: float, stock: list[float], patched: list[float], met: bool | None) -> None:
-    assert Figure("f", "s", stock, patched, Target(rule, limit)).met is met
+    assert Figure("f", "s", stock, patched, Threshold(rule, limit)).met is met
 
 
 def test_ratios_are_by_pair_and_no_target_is_neither_met_nor_missed() -> None:
@@ -280,16 +299,16 @@ def test_ratios_are_by_pair_and_no_target_is_neither_met_nor_missed() -> None:
 
 
 @pytest.fixture
-def outcome() -> Outcome:
-    return Outcome(
+def outcome() -> BenchmarkReport:
+    return BenchmarkReport(
         started="2024-05-06T07:08:09+00:00",
         quick=True,
         machine=machine(),
         images={"stock": "sha256:1", "patched": "sha256:2"},
         figures=[
-            Figure("time", "ms", [10, 12], [3, 3], Target(Rule.RATIO_AT_MOST, 0.4)),
-            Figure("lost", "", [], [1], Target(Rule.PATCHED_AT_MOST, 0)),
-            Figure("calls", "1/s", [1, 1], [1, 1], Target(Rule.NOT_LOWER), "no flag"),
+            Figure("time", "ms", [10, 12], [3, 3], Threshold(Rule.RATIO_AT_MOST, 0.4)),
+            Figure("lost", "", [], [1], Threshold(Rule.PATCHED_AT_MOST, 0)),
+            Figure("calls", "1/s", [1, 1], [1, 1], Threshold(Rule.NOT_LOWER), "no flag"),
         ],
         curves={
             "latency": [Curve("stock", [1, 2], [0.5, 1]), Curve("patched", [0.1, 0.2], [0.5, 1])],
@@ -301,7 +320,7 @@ def outcome() -> Outcome:
     )
 
 
-def test_the_table_says_what_is_met(outcome: Outcome) -> None:
+def test_the_table_says_what_is_met(outcome: BenchmarkReport) -> None:
     cells = rows(outcome.figures)
     assert [row[-1] for row in cells] == ["yes", "no", "yes"]
     assert cells[0][4:6] == ["0.275 [0.250–0.300]", "ratio <= 0.4"]
@@ -312,35 +331,35 @@ def test_the_table_says_what_is_met(outcome: Outcome) -> None:
     assert "ratio <= 0.4: met" in text and "NOT met" in text
 
 
-def test_json_has_ratios_and_verdicts(outcome: Outcome, tmp_path: Path) -> None:
+def test_json_has_ratios_and_verdicts(outcome: BenchmarkReport, tmp_path: Path) -> None:
     document = json.loads(write_outcome(outcome, tmp_path / "bench").read_text())
     assert [figure["met"] for figure in document["figures"]] == [True, False, True]
     assert document["figures"][0]["ratios"] == [0.3, 0.25]
     assert document["machine"]["cores"]
 
 
-def test_a_report_that_cannot_be_written_is_one_clear_line(outcome: Outcome, tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_is_one_clear_line(outcome: BenchmarkReport, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ToolkitError, match="can't write"):
         write_outcome(outcome, tmp_path / "file")
 
 
-def test_plots_and_page_are_published(outcome: Outcome, tmp_path: Path) -> None:
+def test_plots_and_page_are_published(outcome: BenchmarkReport, tmp_path: Path) -> None:
     files = plot.draw(outcome, tmp_path / "plots")
     assert {file.name for file in files} == {f"{n}.{f}" for n in ("latency", "storm", "cost") for f in ("png", "svg")}
-    text = suite.publish(outcome, files, tmp_path / "docs").read_text()
+    text = pages.publish(outcome, files, tmp_path / "docs").read_text()
     for link in re.findall(r"\]\((.*?)\)", text):
         assert (tmp_path / "docs" / link).exists()
     assert "| time | ms | 11.0 [10.0–12.0] |" in text
     assert socket.gethostname() not in text
 
 
-def test_the_same_curves_give_the_same_picture(outcome: Outcome, tmp_path: Path) -> None:
+def test_the_same_curves_give_the_same_picture(outcome: BenchmarkReport, tmp_path: Path) -> None:
     first, second = (plot.draw(outcome, tmp_path / name) for name in ("one", "two"))
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
 
 
-def test_no_curves_no_plots(outcome: Outcome, tmp_path: Path) -> None:
+def test_no_curves_no_plots(outcome: BenchmarkReport, tmp_path: Path) -> None:
     assert plot.draw(replace(outcome, curves={}), tmp_path / "plots") == []
 
 
@@ -356,7 +375,7 @@ def test_the_images_differ_in_the_flag_only() -> None:
 def test_an_unknown_part_is_one_clear_line() -> None:
     with pytest.raises(ToolkitError, match="--only nonsense: there is no such part, use idle, latency, "):
         suite._parts("storm,nonsense")
-    assert suite._parts("") == list(suite.PARTS)
+    assert suite._parts("") == list(PARTS)
 
 
 def test_too_many_connections_for_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,5 +390,5 @@ def test_too_many_connections_for_the_limit(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_per_report_of_nothing() -> None:
-    assert Storm(0, 0.0, 0.0, 0, 0, [], Pace(0, 0, 0.0)).per_report == 0
+    assert StormResult(0, 0.0, 0.0, 0, 0, [], LoadResult(0, 0, 0.0)).per_report == 0
     assert measure.SETTLE > 0

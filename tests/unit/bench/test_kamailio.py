@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from scripts.bench import kamailio, measure, plot, suite
-from scripts.bench.figures import Curve, Figure, Outcome, headings, machine, rows, summary, write
+from scripts.bench import page as pages
+from scripts.bench.figures import BenchmarkReport, Curve, Figure, headings, machine, rows, summary, write
 from scripts.bench.load import register
 from scripts.bench.stream import marker_of, parse
 from scripts.errors import ToolkitError
@@ -72,7 +73,7 @@ def test_without_kamailio_nothing_is_started(
 
     monkeypatch.setattr(kamailio, "SBIN", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(suite, "yard", started)
+    monkeypatch.setattr(suite, "docker_host", started)
     monkeypatch.setattr(suite, "raise_limit", lambda _: None)
     with pytest.raises(ToolkitError) as caught:
         suite.run(settings, with_kamailio=True)
@@ -129,8 +130,8 @@ def test_its_reports_are_read_like_those_of_freeswitch() -> None:
 
 
 @pytest.fixture
-def outcome() -> Outcome:
-    return Outcome(
+def outcome() -> BenchmarkReport:
+    return BenchmarkReport(
         started="2024-05-06T07:08:09+00:00",
         quick=True,
         machine=machine(),
@@ -140,7 +141,7 @@ def outcome() -> Outcome:
     )
 
 
-def test_there_is_a_third_column_if_it_was_asked_for(outcome: Outcome, tmp_path: Path) -> None:
+def test_there_is_a_third_column_if_it_was_asked_for(outcome: BenchmarkReport, tmp_path: Path) -> None:
     assert headings(True)[2:6] == ["stock", "patched", "Kamailio", "ratio"]
     assert [row[2:6] for row in rows(outcome.figures, True)] == [
         ["10.0", "3.00", "3.00 [2.00–4.00]", "0.300"],
@@ -150,22 +151,22 @@ def test_there_is_a_third_column_if_it_was_asked_for(outcome: Outcome, tmp_path:
     document = json.loads(write(outcome, tmp_path).read_text())
     assert document["kamailio"] == "5.6.3"
     assert document["figures"][0]["kamailio"] == [2, 4]
-    page = suite.page(outcome)
+    page = pages.page(outcome)
     assert "`inv bench --quick --with-kamailio --docs`" in page
     assert "| time | ms | 10.0 | 3.00 | 3.00 [2.00–4.00] | 0.300 |" in page
     assert "version 5.6.3" in page
 
 
-def test_there_is_no_third_column_otherwise(outcome: Outcome, tmp_path: Path) -> None:
+def test_there_is_no_third_column_otherwise(outcome: BenchmarkReport, tmp_path: Path) -> None:
     outcome = replace(outcome, kamailio="", figures=[Figure("time", "ms", [10], [3])])
     assert "Kamailio" not in headings()
     assert len(rows(outcome.figures)[0]) == len(headings())
     assert "amailio" not in summary(outcome.figures[0])
     assert "amailio" not in write(outcome, tmp_path).read_text().replace('"kind": "kamailio"', "")
-    assert "amailio" not in suite.page(outcome)
+    assert "amailio" not in pages.page(outcome)
 
 
-def test_its_curves_are_in_the_plots(outcome: Outcome, tmp_path: Path) -> None:
+def test_its_curves_are_in_the_plots(outcome: BenchmarkReport, tmp_path: Path) -> None:
     (picture,) = (file for file in plot.draw(outcome, tmp_path) if file.suffix == ".svg")
     assert "Kamailio" in picture.read_text()
 

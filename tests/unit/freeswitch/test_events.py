@@ -57,10 +57,10 @@ def wire(headers: dict[str, str], body: str = "") -> bytes:
     return f"Content-Length: {len(text)}\nContent-Type: text/event-plain\n\n{text}".encode()
 
 
-class Server:
+class FakeEventSocket:
     """A FreeSWITCH of a few lines. `script` is run after the subscription."""
 
-    def __init__(self, script: Callable[[Server], Awaitable[None]] | None = None, mode: str = "") -> None:
+    def __init__(self, script: Callable[[FakeEventSocket], Awaitable[None]] | None = None, mode: str = "") -> None:
         self.script = script
         self.mode = mode
         self.commands: list[str] = []
@@ -113,13 +113,13 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serving(server: Server) -> AsyncIterator[int]:
+async def serving(server: FakeEventSocket) -> AsyncIterator[int]:
     async with await asyncio.start_server(server.handle, "127.0.0.1", 0) as listener:
         yield listener.sockets[0].getsockname()[1]
 
 
 @contextlib.contextmanager
-def serving_thread(server: Server) -> Iterator[int]:
+def serving_thread(server: FakeEventSocket) -> Iterator[int]:
     """Serve from a thread, for a client that is a process of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -146,7 +146,7 @@ def subscriber(port: int, password: str = PASSWORD, timeout: float = 2.0) -> Sub
     return Subscriber("127.0.0.1", port, password, ["sofia::tp_error_report", "sofia::register"], timeout)
 
 
-def use(server: Server, action: Callable[[Subscriber], Awaitable[None]], **options: object) -> None:
+def use(server: FakeEventSocket, action: Callable[[Subscriber], Awaitable[None]], **options: object) -> None:
     async def main() -> None:
         async with serving(server) as port, subscriber(port, **options) as client:  # type: ignore[arg-type]
             await action(client)
@@ -166,7 +166,7 @@ def event(**changes: str | list[str] | None) -> Event:
 
 
 def test_event_is_decoded_and_stamped_on_arrival() -> None:
-    async def script(server: Server) -> None:
+    async def script(server: FakeEventSocket) -> None:
         await server.send(wire(REPORT))
 
     async def action(client: Subscriber) -> None:
@@ -176,13 +176,13 @@ def test_event_is_decoded_and_stamped_on_arrival() -> None:
         assert before - 1e9 < got.arrived_ns <= time.time_ns()
         assert got.subclass == "sofia::tp_error_report"
 
-    server = Server(script)
+    server = FakeEventSocket(script)
     use(server, action)
     assert server.commands[1] == "event plain CUSTOM sofia::tp_error_report sofia::register"
 
 
 def test_stamp_is_taken_before_the_event_is_fetched() -> None:
-    async def script(server: Server) -> None:
+    async def script(server: FakeEventSocket) -> None:
         await server.send(wire(REPORT))
 
     async def action(client: Subscriber) -> None:
@@ -190,11 +190,11 @@ def test_stamp_is_taken_before_the_event_is_fetched() -> None:
         fetched_ns = time.time_ns()
         assert (await client.get(2)).arrived_ns < fetched_ns - 50_000_000
 
-    use(Server(script), action)
+    use(FakeEventSocket(script), action)
 
 
 def test_events_keep_their_order_also_in_pieces() -> None:
-    async def script(server: Server) -> None:
+    async def script(server: FakeEventSocket) -> None:
         data = b"".join(wire(REPORT | {"call-id": str(number)}) for number in range(50))
         for start in range(0, len(data), 777):
             await server.send(data[start : start + 777])
@@ -203,14 +203,14 @@ def test_events_keep_their_order_also_in_pieces() -> None:
     async def action(client: Subscriber) -> None:
         assert [(await client.get(2)).get("call-id") for _ in range(50)] == [str(number) for number in range(50)]
 
-    use(Server(script), action)
+    use(FakeEventSocket(script), action)
 
 
 def test_api_returns_the_whole_answer() -> None:
     async def action(client: Subscriber) -> None:
         assert await client.api("sofia status") == "you said api sofia status\n\nand more\n"
 
-    use(Server(), action)
+    use(FakeEventSocket(), action)
 
 
 def test_answer_that_is_not_utf8_ends_nothing() -> None:
@@ -218,7 +218,7 @@ def test_answer_that_is_not_utf8_ends_nothing() -> None:
         assert await client.api("bytes") == "caf\ufffd \ufffd"
         assert await client.api("version") == "you said api version\n\nand more\n"
 
-    use(Server(), action)
+    use(FakeEventSocket(), action)
 
 
 def test_get_times_out() -> None:
@@ -226,7 +226,7 @@ def test_get_times_out() -> None:
         with pytest.raises(TimeoutError):
             await client.get(0.05)
 
-    use(Server(), action)
+    use(FakeEventSocket(), action)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_refused_login_is_one_clear_line(mode: str, password: str, kind: type[To
 
     start = time.monotonic()
     with pytest.raises(ToolkitError, match=words) as caught:
-        use(Server(mode=mode), action, password=password, timeout=0.5)
+        use(FakeEventSocket(mode=mode), action, password=password, timeout=0.5)
     assert type(caught.value) is kind
     assert "127.0.0.1:" in str(caught.value) and "\n" not in str(caught.value)
     assert time.monotonic() - start < 2
@@ -281,7 +281,7 @@ def test_password_that_would_break_the_protocol_is_refused(password: str) -> Non
 
 @pytest.mark.parametrize("last", [b"", wire(REPORT)[:-40], b"Content-Length: x\n\n"])
 def test_lost_connection_comes_after_the_events_before_it(last: bytes) -> None:
-    async def script(server: Server) -> None:
+    async def script(server: FakeEventSocket) -> None:
         await server.send(wire(REPORT) + last)
         server.writer.close()
 
@@ -291,18 +291,18 @@ def test_lost_connection_comes_after_the_events_before_it(last: bytes) -> None:
             with pytest.raises(ConnectionLost, match="lost the event socket at 127"):
                 await client.get(2)
 
-    use(Server(script), action)
+    use(FakeEventSocket(script), action)
 
 
 def test_disconnect_notice_is_a_lost_connection() -> None:
-    async def script(server: Server) -> None:
+    async def script(server: FakeEventSocket) -> None:
         await server.notice()
 
     async def action(client: Subscriber) -> None:
         with pytest.raises(ConnectionLost):
             await client.get(2)
 
-    use(Server(script), action)
+    use(FakeEventSocket(script), action)
 
 
 @pytest.mark.parametrize(("command", "words"), [("die", "lost"), ("hang", "didn't answer 'api hang'")])
@@ -313,7 +313,7 @@ def test_command_without_an_answer_does_not_hang(command: str, words: str) -> No
         with pytest.raises(ConnectionLost):
             await client.api("status")
 
-    use(Server(), action, timeout=0.3)
+    use(FakeEventSocket(), action, timeout=0.3)
 
 
 def test_parse_takes_every_header() -> None:
@@ -413,10 +413,10 @@ def start_watch(port: int, mode: str) -> subprocess.Popen[str]:
 
 
 def test_watch_prints_json_lines_at_once_and_ends_with_ctrl_c() -> None:
-    async def script(server: Server) -> None:
+    async def script(server: FakeEventSocket) -> None:
         await server.send(wire(REPORT) + wire(REPORT | {"from-user": "bob"}))
 
-    with serving_thread(Server(script)) as port:
+    with serving_thread(FakeEventSocket(script)) as port:
         process = start_watch(port, "json")
         assert process.stdout
         assert [json.loads(process.stdout.readline()) for _ in range(2)] == [REPORT, REPORT | {"from-user": "bob"}]
@@ -431,12 +431,12 @@ def test_watch_prints_rows_and_says_that_the_connection_is_lost() -> None:
     report = REPORT | {"detected-at-us": str(time.time_ns() // 1000)}
     broken = {key: value for key, value in report.items() if key != "call-id"}
 
-    async def script(server: Server) -> None:
+    async def script(server: FakeEventSocket) -> None:
         two_left = report | {"registrations-left": "2", "error-code": "0", "error-name": "NONE"}
         await server.send(wire(report) + wire(broken) + wire(two_left | {"close-cause": "peer-closed"}))
         server.writer.close()
 
-    with serving_thread(Server(script)) as port:
+    with serving_thread(FakeEventSocket(script)) as port:
         process = start_watch(port, "table")
         out, err = process.communicate(timeout=10)
     header, first, second = out.splitlines()
@@ -454,13 +454,13 @@ def test_watch_calls_nobody_offline_who_has_registered_again_by_then() -> None:
     register = {key: report[key] for key in ("Event-Name", "Core-UUID", "profile-name", "from-user", "from-host")}
     register |= {"Event-Subclass": "sofia::register"}
 
-    async def script(server: Server) -> None:
+    async def script(server: FakeEventSocket) -> None:
         # Made after the first report and before the second one, and delivered before both.
         await server.send(wire(register | {"Event-Sequence": "21"}))
         await server.send(wire(report | {"Event-Sequence": "20"}) + wire(report | {"Event-Sequence": "22"}))
         server.writer.close()
 
-    with serving_thread(Server(script)) as port:
+    with serving_thread(FakeEventSocket(script)) as port:
         out, _ = start_watch(port, "table").communicate(timeout=10)
     assert [line.split()[6] for line in out.splitlines()[1:]] == ["back", "offline"]
 
@@ -489,12 +489,12 @@ def test_order_is_that_of_each_user_and_begins_anew_with_a_restart() -> None:
 
 
 def test_watch_ends_when_its_reader_does() -> None:
-    async def script(server: Server) -> None:
+    async def script(server: FakeEventSocket) -> None:
         for _ in range(100):
             await server.send(wire(REPORT))
             await asyncio.sleep(0.01)
 
-    with serving_thread(Server(script)) as port:
+    with serving_thread(FakeEventSocket(script)) as port:
         process = start_watch(port, "json")
         assert process.stdout and process.stderr
         process.stdout.readline()

@@ -22,7 +22,7 @@ CONFIGURE = "PKG_CHECK_MODULES([SOFIA_SIP], [sofia-sip-ua >= {}])\n"
 
 
 @dataclasses.dataclass
-class World:
+class Upstreams:
     """A FreeSWITCH with two releases and a sofia-sip with one, a patch for each, and files that pin the first."""
 
     settings: Settings
@@ -61,11 +61,11 @@ def patch(settings: Settings, name: str, line: int) -> None:
 
 
 @pytest.fixture
-def world(tmp_path: Path, settings: Settings, upstream: Callable[[str], Path]) -> World:
+def world(tmp_path: Path, settings: Settings, upstream: Callable[[str], Path]) -> Upstreams:
     freeswitch, sofia = upstream("freeswitch"), upstream("sofia-sip")
     (freeswitch / "configure.ac").write_text(CONFIGURE.format("1.0.0"))
     settings = dataclasses.replace(settings, patches=tmp_path / "series")
-    found = World(settings, freeswitch, sofia, tmp_path / "invoke.yaml", tmp_path / "releases.yaml")
+    found = Upstreams(settings, freeswitch, sofia, tmp_path / "invoke.yaml", tmp_path / "releases.yaml")
     commits = {"freeswitch": found.release(freeswitch, "v1.0.0"), "sofia-sip": found.release(sofia, "v1.0.0")}
     pinned = tuple(
         Source(name, f"file://{tmp_path}/upstream/{name}", "v1.0.0", commit, (), tmp_path / "build/sources" / name)
@@ -91,12 +91,12 @@ def with_freeswitch(known: Releases, *more: Release) -> Releases:
     return dataclasses.replace(known, freeswitch={**known.freeswitch, **{item.name: item for item in more}})
 
 
-def tried(world: World, *more: Release) -> dict[str, trials.Trial]:
+def tried(world: Upstreams, *more: Release) -> dict[str, trials.Trial]:
     found = trials.try_all(world.settings, with_freeswitch(world.known(), *more), Console(quiet=True))
     return {trial.release: trial for trial in found if trial.upstream == "freeswitch"}
 
 
-def test_offset_and_failure(world: World) -> None:
+def test_offset_and_failure(world: Upstreams) -> None:
     main = world.freeswitch / "src/main.c"
     main.write_text("extra\n" * 7 + "".join(LINES))
     moved = Release("v1.1.0", world.release(world.freeswitch, "v1.1.0"), "v1.0.0")
@@ -115,7 +115,7 @@ def test_offset_and_failure(world: World) -> None:
     assert found["v1.3.0"].why == "0001-change.patch: hunk 1 of src/main.c (@@ -19,3) does not apply to it"
 
 
-def test_hunk_that_fits_in_several_places_does_not_apply(world: World) -> None:
+def test_hunk_that_fits_in_several_places_does_not_apply(world: Upstreams) -> None:
     (world.freeswitch / "src/main.c").write_text("".join(LINES) * 2)
     twice = Release("v1.1.0", world.release(world.freeswitch, "v1.1.0"), "v1.0.0")
     trial = tried(world, twice)["v1.1.0"]
@@ -123,7 +123,7 @@ def test_hunk_that_fits_in_several_places_does_not_apply(world: World) -> None:
     assert trial.why.endswith("hunk 1 of src/main.c fits in several places (lines 19, 79)")
 
 
-def test_hunk_that_only_the_build_refuses_does_not_apply(world: World) -> None:
+def test_hunk_that_only_the_build_refuses_does_not_apply(world: Upstreams) -> None:
     mail = world.settings.patches / "freeswitch/0001-change.patch"
     mail.write_text(mail.read_text().replace("@@ -19,3 +19,3 @@\n", "@@ -18,4 +18,4 @@\n line 18\n"))
     trial = tried(world)["v1.0.0"]
@@ -132,7 +132,7 @@ def test_hunk_that_only_the_build_refuses_does_not_apply(world: World) -> None:
     assert trial.why.startswith(f"0001-change.patch: {where}, and is not at the end of the file")
 
 
-def test_series_in_the_tree_of_another(world: World) -> None:
+def test_series_in_the_tree_of_another(world: Upstreams) -> None:
     (world.freeswitch / "libs/sofia-sip/src").mkdir(parents=True)
     (world.freeswitch / "libs/sofia-sip/src/main.c").write_text("".join(LINES))
     inside = Release("v1.1.0", world.release(world.freeswitch, "v1.1.0"), releases.IN_TREE)
@@ -140,7 +140,7 @@ def test_series_in_the_tree_of_another(world: World) -> None:
     assert (trial.carried, trial.hunks, trial.applies) == (("sofia-sip",), 2, True)
 
 
-def test_only_the_files_that_the_series_touches_are_fetched(world: World) -> None:
+def test_only_the_files_that_the_series_touches_are_fetched(world: Upstreams) -> None:
     tried(world)
     path = world.settings.build_directory / "matrix/freeswitch"
     present = git(path, "cat-file", "--batch-all-objects", "--batch-check=%(objectname)").split()
@@ -148,7 +148,7 @@ def test_only_the_files_that_the_series_touches_are_fetched(world: World) -> Non
     assert wanted in present and other not in present
 
 
-def test_report(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report(world: Upstreams, monkeypatch: pytest.MonkeyPatch) -> None:
     known = world.known()
     monkeypatch.setattr(releases, "load", lambda: known)
     output = io.StringIO()
@@ -156,7 +156,7 @@ def test_report(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "2 of 2 releases apply (100 %)" in output.getvalue()
 
 
-def test_tag_that_has_moved(world: World) -> None:
+def test_tag_that_has_moved(world: Upstreams) -> None:
     git(world.freeswitch, "tag", "--force", "v1.0.0", TAG)
     before = (world.pins.read_bytes(), world.table.read_bytes())
     for action in (world.bump, lambda: tried(world)):
@@ -165,7 +165,7 @@ def test_tag_that_has_moved(world: World) -> None:
     assert (world.pins.read_bytes(), world.table.read_bytes()) == before
 
 
-def test_unreachable(world: World) -> None:
+def test_unreachable(world: Upstreams) -> None:
     first, second = world.settings.sources
     nowhere = dataclasses.replace(first, url="file:///nowhere")
     world.settings = dataclasses.replace(world.settings, sources=(nowhere, second))
@@ -175,7 +175,7 @@ def test_unreachable(world: World) -> None:
         world.bump()
 
 
-def test_bump_pins_the_newest_that_applies(world: World) -> None:
+def test_bump_pins_the_newest_that_applies(world: Upstreams) -> None:
     assert world.bump() is None
     newer = world.release(world.freeswitch, "v1.9.0")
     edited(world.freeswitch / "src/main.c", 20)
@@ -190,7 +190,7 @@ def test_bump_pins_the_newest_that_applies(world: World) -> None:
     assert f"    tag: v1.9.0\n    commit: {newer}\n" in pins and f"    tag: v1.0.1\n    commit: {sofia}\n" in pins
 
 
-def test_bump_writes_nothing_if_the_series_does_not_apply(world: World) -> None:
+def test_bump_writes_nothing_if_the_series_does_not_apply(world: Upstreams) -> None:
     edited(world.freeswitch / "src/main.c", 20)
     world.release(world.freeswitch, "v1.1.0")
     before = (world.pins.read_bytes(), world.table.read_bytes())
@@ -202,7 +202,7 @@ def test_bump_writes_nothing_if_the_series_does_not_apply(world: World) -> None:
     assert (world.pins.read_bytes(), world.table.read_bytes()) == before
 
 
-def test_bump_to_a_release_whose_sofia_sip_there_is_not(world: World) -> None:
+def test_bump_to_a_release_whose_sofia_sip_there_is_not(world: Upstreams) -> None:
     (world.freeswitch / "configure.ac").write_text(CONFIGURE.format("1.0.9"))
     world.release(world.freeswitch, "v1.1.0")
     before = (world.pins.read_bytes(), world.table.read_bytes())
@@ -219,7 +219,7 @@ def test_bump_to_a_release_whose_sofia_sip_there_is_not(world: World) -> None:
     assert (world.pins.read_bytes(), world.table.read_bytes()) == before
 
 
-def test_bump_takes_the_newest_sofia_sip_if_no_freeswitch_can_be_used(world: World) -> None:
+def test_bump_takes_the_newest_sofia_sip_if_no_freeswitch_can_be_used(world: Upstreams) -> None:
     (world.freeswitch / "configure.ac").write_text(CONFIGURE.format("1.0.9"))
     world.release(world.freeswitch, "v1.1.0")
     world.release(world.sofia, "v1.0.1")
@@ -228,7 +228,7 @@ def test_bump_takes_the_newest_sofia_sip_if_no_freeswitch_can_be_used(world: Wor
     assert (pair.freeswitch.name, pair.sofia_sip.name) == ("v1.0.0", "v1.0.1")
 
 
-def test_bump_to_an_unknown_tag(world: World) -> None:
+def test_bump_to_an_unknown_tag(world: Upstreams) -> None:
     with pytest.raises(ToolkitError, match=r"freeswitch: .* has no tag v7\.7\.7: its newest are v1\.0\.0"):
         world.bump("v7.7.7")
 

@@ -18,8 +18,8 @@ from scripts.freeswitch.capture import Capture
 from scripts.freeswitch.events import Event
 from scripts.freeswitch.packets import DECODERS, dissect, has_end
 from scripts.report import ladder
-from scripts.report.ladder import Kind, Lane
-from tests.wire import CLIENT, SERVER, Wire, killed, ms, pcap, request, response
+from scripts.report.ladder import Lane, StepKind
+from tests.flows import CLIENT, SERVER, TcpFlow, killed, ms, pcap, request, response
 
 SUBCLASS = "sofia::tp_error_report"
 
@@ -51,18 +51,18 @@ def test_kill_scenario_is_told_in_order() -> None:
     )
     there, back, on = (Lane.CLIENT, Lane.SERVER), (Lane.SERVER, Lane.CLIENT), (Lane.SERVER, Lane.SUBSCRIBER)
     assert [(step.kind, (step.source, step.target), step.label, step.note) for step in found.steps] == [
-        (Kind.TCP, there, "SYN", ""),
-        (Kind.TCP, back, "SYN, ACK", ""),
-        (Kind.SIP, there, "REGISTER (1)", ""),
-        (Kind.SIP, back, "401 Unauthorized (1)", ""),
-        (Kind.SIP, there, "REGISTER (2)", ""),
-        (Kind.SIP, back, "200 OK (2)", ""),
-        (Kind.EVENT, on, "sofia::register", "alice"),
-        (Kind.KILL, (Lane.CLIENT, Lane.CLIENT), "SIGKILL", ""),
-        (Kind.END, there, "FIN, ACK", ""),
-        (Kind.DETECTED, (Lane.SERVER, Lane.SERVER), "end noticed", "detected-at-us"),
-        (Kind.END, back, "FIN, ACK", ""),
-        (Kind.REPORT, on, SUBCLASS, "peer-closed, 0 left"),
+        (StepKind.TCP, there, "SYN", ""),
+        (StepKind.TCP, back, "SYN, ACK", ""),
+        (StepKind.SIP, there, "REGISTER (1)", ""),
+        (StepKind.SIP, back, "401 Unauthorized (1)", ""),
+        (StepKind.SIP, there, "REGISTER (2)", ""),
+        (StepKind.SIP, back, "200 OK (2)", ""),
+        (StepKind.EVENT, on, "sofia::register", "alice"),
+        (StepKind.KILL, (Lane.CLIENT, Lane.CLIENT), "SIGKILL", ""),
+        (StepKind.END, there, "FIN, ACK", ""),
+        (StepKind.DETECTED, (Lane.SERVER, Lane.SERVER), "end noticed", "detected-at-us"),
+        (StepKind.END, back, "FIN, ACK", ""),
+        (StepKind.REPORT, on, SUBCLASS, "peer-closed, 0 left"),
     ]
     assert (found.client, found.server) == (f"{CLIENT}:40000", f"{SERVER}:5060")
     assert found.start_ns == ms(0) and found.end_ns == ms(101)
@@ -71,7 +71,7 @@ def test_kill_scenario_is_told_in_order() -> None:
 
 
 def test_end_is_the_clients_and_after_the_kill() -> None:
-    wire = Wire().open()
+    wire = TcpFlow().open()
     wire.send(50, "FA", back=True)
     wire.send(60, "R")
     data = pcap(*wire.packets)
@@ -81,7 +81,7 @@ def test_end_is_the_clients_and_after_the_kill() -> None:
 
 
 def test_capture_has_the_end_of_a_client_after_the_kill() -> None:
-    wire = Wire().open()
+    wire = TcpFlow().open()
     wire.send(50, "FA", back=True)
     assert not has_end(capture(pcap(*wire.packets)))
     wire.send(60, "R")
@@ -92,7 +92,7 @@ def test_capture_has_the_end_of_a_client_after_the_kill() -> None:
 
 
 def test_message_in_two_segments_counts_when_it_is_complete() -> None:
-    wire, data = Wire().open(), request(body=b"v=0\r\n")
+    wire, data = TcpFlow().open(), request(body=b"v=0\r\n")
     wire.send(1, "A", data[:100])
     wire.send(2, "PA", data[100:])
     found = list(dissect(capture(pcap(*wire.packets))))
@@ -101,14 +101,14 @@ def test_message_in_two_segments_counts_when_it_is_complete() -> None:
 
 
 def test_two_messages_and_a_keep_alive_in_one_segment() -> None:
-    wire = Wire().open()
+    wire = TcpFlow().open()
     wire.send(1, "PA", request() + b"\r\n\r\n" + request(cseq=2))
     assert labels(capture(pcap(*wire.packets))) == [["REGISTER (1)", "keep-alive", "REGISTER (2)"]]
 
 
 @pytest.mark.parametrize("sequence", [1000, 2**32 - 100])
 def test_segments_out_of_order_and_again(sequence: int) -> None:
-    wire, data = Wire(sequence=sequence).open(), request()
+    wire, data = TcpFlow(sequence=sequence).open(), request()
     first = wire.send(1, "A", data[:50])
     second = wire.send(2, "A", data[50:150])
     third = wire.send(3, "PA", data[150:])
@@ -123,7 +123,7 @@ def test_segments_out_of_order_and_again(sequence: int) -> None:
 
 
 def test_bytes_that_are_no_sip_are_counted() -> None:
-    wire = Wire().open()
+    wire = TcpFlow().open()
     wire.send(1, "PA", b"\x00\x01\x02")
     wire.send(2, "PA", b"GET / HTTP/1.1\r\n\r\n")
     wire.send(3, "PA", request())
@@ -131,22 +131,22 @@ def test_bytes_that_are_no_sip_are_counted() -> None:
 
 
 def test_length_that_nobody_sends_is_not_waited_for() -> None:
-    wire = Wire().open()
+    wire = TcpFlow().open()
     wire.send(1, "PA", request().replace(b"Content-Length: 0", b"Content-Length: 999999999"))
     wire.send(2, "PA", request(cseq=2))
     assert [found[0].endswith("no SIP") for found in labels(capture(pcap(*wire.packets)))] == [True, False]
 
 
 def test_padding_is_no_payload() -> None:
-    wire = Wire().open()
+    wire = TcpFlow().open()
     padded = wire.packets[2] / (b"\0" * 6)
     padded.time = wire.packets[2].time
     assert [packet.length for packet in dissect(capture(pcap(*wire.packets[:2], padded)))] == [0, 0, 0]
 
 
 def test_only_the_packets_of_the_case() -> None:
-    wire, other = Wire().open(100), Wire(client="192.0.2.11", port=40001).open(101)
-    data = pcap(*wire.packets, *other.packets, *Wire().open(200).packets)
+    wire, other = TcpFlow().open(100), TcpFlow(client="192.0.2.11", port=40001).open(101)
+    data = pcap(*wire.packets, *other.packets, *TcpFlow().open(200).packets)
     window: dict[str, Any] = {"began_ns": ms(99), "ended_ns": ms(150)}
     assert len(list(dissect(capture(data)))) == 9
     assert len(list(dissect(capture(data, **window)))) == 6
@@ -156,7 +156,7 @@ def test_only_the_packets_of_the_case() -> None:
 
 
 def test_ipv6() -> None:
-    wire = Wire(client="2001:db8::10", server="2001:db8::1").open()
+    wire = TcpFlow(client="2001:db8::10", server="2001:db8::1").open()
     wire.send(1, "PA", request())
     found = ladder.build(Capture("tcp", "2001:db8::1", pcap=pcap(*wire.packets)), [], SUBCLASS)
     assert (found.client, found.server) == ("[2001:db8::10]:40000", "[2001:db8::1]:5060")
@@ -164,7 +164,7 @@ def test_ipv6() -> None:
 
 
 def test_tls_records() -> None:
-    wire = Wire().open()
+    wire = TcpFlow().open()
     hello = b"\x16\x03\x01\x00\x10" + bytes(16)
     wire.send(1, "PA", hello + b"\x17\x03\x03\x00\x08" + bytes(4))
     wire.send(2, "PA", bytes(4) + b"\x15\x03\x03\x00\x02\x01\x00")
@@ -179,7 +179,7 @@ def test_tls_records() -> None:
 @pytest.mark.parametrize("pieces", [1, 7])
 def test_sip_in_websocket_frames(pieces: int) -> None:
     client, server = WSConnection(ConnectionType.CLIENT), WSConnection(ConnectionType.SERVER)
-    wire = Wire().open()
+    wire = TcpFlow().open()
 
     def send(at_ms: float, data: bytes, back: bool = False) -> None:
         (client if back else server).receive_data(data)
@@ -204,7 +204,7 @@ def test_sip_in_websocket_frames(pieces: int) -> None:
 
 
 def test_broken_websocket_frame() -> None:
-    wire = Wire().open()
+    wire = TcpFlow().open()
     wire.send(1, "PA", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     wire.send(2, "PA", b"\xff" * 20)
     assert labels(capture(pcap(*wire.packets), "ws")) == [["GET /"], ["broken frame"]]
@@ -219,7 +219,7 @@ def test_file_that_was_cut_off_counts_up_to_there() -> None:
     ("found", "message"),
     [
         (Capture("tcp", SERVER, problem="nothing was captured: no tcpdump"), "nothing was captured: no tcpdump"),
-        (Capture("tcp", SERVER, pcap=pcap(*Wire().open().packets)[:24]), "tcpdump ran, and saw no packet"),
+        (Capture("tcp", SERVER, pcap=pcap(*TcpFlow().open().packets)[:24]), "tcpdump ran, and saw no packet"),
         (Capture("tcp", "192.0.2.99", pcap=killed()), "tcpdump ran, and saw no packet"),
         (Capture("tcp", SERVER, pcap=b"this is not a capture at all"), "the capture can't be read: "),
         (Capture("tcp", SERVER, pcap=b""), "the capture can't be read: "),
@@ -234,7 +234,7 @@ def test_nothing_to_draw_is_one_line(found: Capture, message: str) -> None:
 def test_report_with_missing_headers_says_so() -> None:
     event = Event({"Event-Subclass": SUBCLASS}, ms(103))
     found = ladder.build(capture(killed()), [event], SUBCLASS)
-    assert found.steps[-1].kind is Kind.REPORT and "has no header profile-name" in found.steps[-1].note
+    assert found.steps[-1].kind is StepKind.REPORT and "has no header profile-name" in found.steps[-1].note
 
 
 @settings(max_examples=60, deadline=None)
@@ -244,7 +244,7 @@ def test_report_with_missing_headers_says_so() -> None:
     cut=st.integers(0, 60),
 )
 def test_nothing_that_is_sent_breaks_it(transport: str, payloads: list[bytes], cut: int) -> None:
-    wire = Wire().open()
+    wire = TcpFlow().open()
     for number, payload in enumerate(payloads):
         wire.send(number + 1, "PA", payload, back=number % 3 == 2)
     data = pcap(*wire.packets)

@@ -17,7 +17,7 @@ from scripts.freeswitch.events import Event
 from scripts.machine.files import ROOT
 from scripts.report import ladder, latency, page, write
 from scripts.scenario.outcome import Image, Result, Run, Verdict
-from tests.wire import CLIENT, SERVER, Wire, killed, ms, pcap, request
+from tests.flows import CLIENT, SERVER, TcpFlow, killed, ms, pcap, request
 
 SUBCLASS = "sofia::tp_error_report"
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -276,7 +276,7 @@ def test_ladder_shows_the_kill_the_end_and_the_event() -> None:
 
 
 def test_ladder_texts_fit_between_the_lanes() -> None:
-    wire = Wire().open()
+    wire = TcpFlow().open()
     wire.send(1, "PA", request(method="A" * 200))
     found = result(capture=Capture("tcp", SERVER, pcap=pcap(*wire.packets)), events=[event("e" * 100, 5)])
     picture = page._picture(run(found), found, 1)
@@ -285,7 +285,7 @@ def test_ladder_texts_fit_between_the_lanes() -> None:
 
 
 def test_long_ladder_is_shortened_and_its_table_is_not() -> None:
-    wire = Wire().open()
+    wire = TcpFlow().open()
     for number in range(500):
         wire.send(1 + number / 10, "PA", request(cseq=number))
     found = result(capture=Capture("tcp", SERVER, pcap=pcap(*wire.packets)), events=[])
@@ -296,7 +296,7 @@ def test_long_ladder_is_shortened_and_its_table_is_not() -> None:
 
 
 def test_pause_is_a_row() -> None:
-    wire = Wire().open()
+    wire = TcpFlow().open()
     wire.send(1500, "FA")
     found = result(capture=Capture("tcp", SERVER, pcap=pcap(*wire.packets)), events=[])
     assert [rung.label for rung in page._picture(run(found), found, 1).rungs] == [
@@ -363,7 +363,7 @@ def test_distribution_is_plotted_by_transport() -> None:
 
 
 def test_percentile_is_a_delay_that_was_measured() -> None:
-    series = latency.Series("tcp", [1.0, 2.0, 3.0, 100.0])
+    series = latency.DelaySeries("tcp", [1.0, 2.0, 3.0, 100.0])
     assert [series.percentile(share) for share in (50, 99, 100)] == [3.0, 100.0, 100.0]
 
 

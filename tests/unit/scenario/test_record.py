@@ -28,7 +28,7 @@ DEATHS = table.load("deaths")
 STORM = Case("storm", "main", "tcp", ("storm u*9 fin -> each registered u*9 reset",))
 
 
-class Container:
+class FakeContainer:
     """A container with an image and a log."""
 
     image = SimpleNamespace(id="sha256:aa", labels={"org.freeswitch-tp-error.series": "abc"})
@@ -65,14 +65,14 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     settings: Any = SimpleNamespace(
         image="fs", esl_event="sofia::tp_error_report", report_directory=tmp_path / "report", sources=load().sources
     )
-    container: Any = Container()
+    container: Any = FakeContainer()
     freeswitch = FreeSwitch(container, "192.0.2.1", "pw", settings.esl_event, DEATHS.profiles, tmp_path / "logs")
     recorder: Any = SimpleNamespace(api=lambda command: "FreeSWITCH 1.10\n")
     freeswitch.recorder = recorder
     return SimpleNamespace(
         freeswitch=freeswitch,
         settings=settings,
-        client=Container.client,
+        client=FakeContainer.client,
         image="fs:patched",
         versions={},
         labels={},
@@ -112,7 +112,7 @@ def test_case_that_cannot_be_played_is_an_error(lab: Any) -> None:
 
 
 def test_freeswitch_that_is_gone_is_more_than_an_error_of_a_case(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Container, "wait", lambda self, timeout: {"StatusCode": 139}, raising=False)
+    monkeypatch.setattr(FakeContainer, "wait", lambda self, timeout: {"StatusCode": 139}, raising=False)
     found = Record(DEATHS)
     with (
         pytest.raises(Lost, match=r"died with exit code 139: 2026 \[ERR\] sofia.c boom .* \(case 'FIN'\)"),

@@ -29,7 +29,7 @@ from scripts.scenario import record, run, table
 from scripts.scenario.outcome import Result, Verdict
 from scripts.scenario.run import Break
 from scripts.templates import render
-from tests.wire import CLIENT, SERVER, killed, ms
+from tests.flows import CLIENT, SERVER, killed, ms
 
 KILL = table.load("kill")
 
@@ -115,7 +115,7 @@ def test_died_engine_is_one_line_and_a_report(settings: Settings, monkeypatch: p
             return
 
     monkeypatch.setattr(engine, "connect", Client)
-    monkeypatch.setattr(run._Run, "find_images", die)
+    monkeypatch.setattr(run._Session, "find_images", die)
     start = time.monotonic()
     with pytest.raises(ToolkitError, match=r"Docker failed in the middle of the verification.*; report in ") as caught:
         verify.play(settings, KILL, console=Console(file=io.StringIO()))

@@ -10,13 +10,13 @@ from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 
 from tests.probe import frames
 from tests.probe.drive import generator
-from tests.probe.frames import LEGAL, OFFENCES, TOO_BIG, Talk
+from tests.probe.frames import LEGAL, TOO_BIG, VIOLATIONS, FrameExchange
 
-TALKS = 3000
+EXCHANGES = 3000
 
 
 @dataclass
-class Taken:
+class ServerView:
     """What wsproto as the server has found in the frames of a client."""
 
     registers: int = 0
@@ -26,8 +26,8 @@ class Taken:
     illegal: bool = False
 
 
-def take(parts: list[bytes]) -> Taken:
-    taken, protocol, body = Taken(), FrameProtocol(client=False, extensions=[]), b""
+def take(parts: list[bytes]) -> ServerView:
+    taken, protocol, body = ServerView(), FrameProtocol(client=False, extensions=[]), b""
     for part in parts:
         protocol.receive_bytes(part)
         try:
@@ -52,26 +52,26 @@ def take(parts: list[bytes]) -> Taken:
 
 
 @pytest.fixture(scope="module")
-def talks() -> list[Talk]:
+def exchanges() -> list[FrameExchange]:
     """Return what the fuzzer throws."""
-    return [frames.talk(generator(1, number), f"1-{number}", "ws", "127.0.0.1") for number in range(TALKS)]
+    return [frames.exchange(generator(1, number), f"1-{number}", "ws", "127.0.0.1") for number in range(EXCHANGES)]
 
 
-def test_what_the_fuzzer_throws_is_as_legal_as_it_says(talks: list[Talk]) -> None:
-    for number, talk in enumerate(talks):
+def test_what_the_fuzzer_throws_is_as_legal_as_it_says(exchanges: list[FrameExchange]) -> None:
+    for number, exchange in enumerate(exchanges):
         # Its limit is the server's own.
-        if talk.code == TOO_BIG:
+        if exchange.code == TOO_BIG:
             continue
         # A head alone is not enough for wsproto.
-        taken = take([*talk.parts, b"\0" if talk.kind in OFFENCES else talk.farewell])
-        if talk.kind == "is cut off":
-            assert taken.registers <= talk.registers and not taken.illegal, number
+        taken = take([*exchange.parts, b"\0" if exchange.kind in VIOLATIONS else exchange.farewell])
+        if exchange.kind == "is cut off":
+            assert taken.registers <= exchange.registers and not taken.illegal, number
         else:
-            expected = Taken(talk.registers, talk.pings, talk.code, talk.kind in OFFENCES)
-            assert taken == expected, (number, talk.kind)
+            expected = ServerView(exchange.registers, exchange.pings, exchange.code, exchange.kind in VIOLATIONS)
+            assert taken == expected, (number, exchange.kind)
 
 
-def test_the_fuzzer_throws_all_there_is_and_mostly_legal_frames(talks: list[Talk]) -> None:
-    kinds = Counter(talk.kind for talk in talks)
-    assert kinds.keys() == {*LEGAL, *OFFENCES}
-    assert sum(kinds[kind] for kind in set(LEGAL) - {"is cut off"}) > TALKS / 3
+def test_the_fuzzer_throws_all_there_is_and_mostly_legal_frames(exchanges: list[FrameExchange]) -> None:
+    kinds = Counter(exchange.kind for exchange in exchanges)
+    assert kinds.keys() == {*LEGAL, *VIOLATIONS}
+    assert sum(kinds[kind] for kind in set(LEGAL) - {"is cut off"}) > EXCHANGES / 3

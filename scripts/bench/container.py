@@ -16,9 +16,10 @@ from docker.errors import NotFound
 from docker.models.containers import Container
 from docker.types import Ulimit
 
-from scripts.bench.load import DOMAIN, ECHO, Ports, Target
-from scripts.bench.stream import Esl, Reader
+from scripts.bench.load import DOMAIN, ECHO, Endpoint, PortAllocator
+from scripts.bench.stream import Esl, EventReader
 from scripts.errors import ToolkitError
+from scripts.freeswitch.container import cpu_seconds
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
@@ -32,37 +33,29 @@ DATABASES = "/var/lib/freeswitch/db"
 HOST = "127.0.0.1"
 # Enough for 16,000 connections, and no more than engines usually allow.
 DESCRIPTORS = 20000
-TICK = os.sysconf("SC_CLK_TCK")
 UNREGISTER = "sofia::unregister"
 
 
-def cpu_seconds(stat: str) -> float:
-    """Return the CPU seconds, user's and system's, that `stat`, a process's of proc(5), tells."""
-    # Counted from behind the name, which can have anything in it.
-    fields = stat.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
-
-
 @dataclass(frozen=True)
-class Kind:
+class Variant:
     """What a container runs: the stage of the image and the parameters of its SIP profile.
 
-    With `every` it listens for TLS, WS and WSS as well, with certificates of its own making.
+    With `all_transports` it listens for TLS, WS and WSS as well, with certificates of its own making.
     """
 
     name: str
     stage: str
     parameters: Mapping[str, str]
-    every: bool = False
+    all_transports: bool = False
 
 
 # The flag is what makes stock FreeSWITCH notice a lost connection at all.
-STOCK = Kind("stock", "stock", {"tcp-unreg-on-socket-close": "true"})
-PLAIN = Kind("stock-plain", "stock", {})
-PATCHED = Kind("patched", "patched", {})
-REMOVING = Kind("patched-removing", "patched", {"tp-error-unregister": "true"})
-OFFENDED = Kind("patched-offended", "patched", {}, every=True)
-STOCK_OFFENDED = Kind("stock-offended", "stock", {}, every=True)
+STOCK = Variant("stock", "stock", {"tcp-unreg-on-socket-close": "true"})
+PLAIN = Variant("stock-plain", "stock", {})
+PATCHED = Variant("patched", "patched", {})
+REMOVING = Variant("patched-removing", "patched", {"tp-error-unregister": "true"})
+OFFENDED = Variant("patched-offended", "patched", {}, all_transports=True)
+STOCK_OFFENDED = Variant("stock-offended", "stock", {}, all_transports=True)
 
 
 @dataclass(frozen=True)
@@ -74,10 +67,10 @@ class Memory:
 
 
 @dataclass
-class Box:
-    """A running FreeSWITCH."""
+class FreeSwitchContainer:
+    """The container of a running FreeSWITCH."""
 
-    kind: Kind
+    variant: Variant
     pid: int
     sip_port: int
     esl_port: int
@@ -86,22 +79,22 @@ class Box:
     esl: Esl
     # By transport, those that are not TCP.
     more_ports: Mapping[str, int] = field(default_factory=dict)
-    _ports: Ports = field(default_factory=Ports)
+    _ports: PortAllocator = field(default_factory=PortAllocator)
 
     def __post_init__(self) -> None:
-        self.name = self.kind.name
+        self.name = self.variant.name
 
-    def target(self, connections: int) -> Target:
+    def target(self, connections: int) -> Endpoint:
         """Return where to connect to; each call gets ports of the near end that were not used lately."""
-        return Target(HOST, self.sip_port, self._ports.take(connections))
+        return Endpoint(HOST, self.sip_port, self._ports.take(connections))
 
     def targets(self) -> dict[str, tuple[str, int]]:
         """Return where to connect to over each transport."""
         return {transport: (HOST, port) for transport, port in {"tcp": self.sip_port, **self.more_ports}.items()}
 
-    def reader(self) -> Reader:
-        """Return a reader of what this kind fires for a lost connection."""
-        return Reader((HOST, self.esl_port), self.password, self.subclass)
+    def reader(self) -> EventReader:
+        """Return a reader of what this variant fires for a lost connection."""
+        return EventReader((HOST, self.esl_port), self.password, self.subclass)
 
     def login(self, receive_buffer: int = 0) -> Esl:
         """Return one more event socket."""
@@ -128,7 +121,7 @@ class Box:
             return Path(f"/proc/{self.pid}/{name}").read_text()
         except OSError as error:
             raise ToolkitError(
-                f"FreeSWITCH ({self.kind.name}), process {self.pid}: {error.strerror}: "
+                f"FreeSWITCH ({self.variant.name}), process {self.pid}: {error.strerror}: "
                 "did it die? (its figures are read in /proc: this needs Docker on this very Linux)"
             ) from None
 
@@ -157,7 +150,7 @@ def free_ports(count: int) -> list[int]:
         return [int(item.getsockname()[1]) for item in sockets]
 
 
-def configuration(kind: Kind, sip_port: int, more_ports: Mapping[str, int] | None = None) -> dict[str, str]:
+def configuration(variant: Variant, sip_port: int, more_ports: Mapping[str, int] | None = None) -> dict[str, str]:
     """Return the files of the configuration, by their path below /etc/freeswitch; `more_ports` are by transport."""
     templates = environment(TEMPLATES, markup=True)
     values = {
@@ -165,7 +158,7 @@ def configuration(kind: Kind, sip_port: int, more_ports: Mapping[str, int] | Non
         "sip_port": sip_port,
         "more_ports": more_ports or {},
         "directory": DATABASES,
-        "parameters": kind.parameters,
+        "parameters": variant.parameters,
         "number": ECHO,
     }
     files = {
@@ -177,8 +170,8 @@ def configuration(kind: Kind, sip_port: int, more_ports: Mapping[str, int] | Non
 
 
 @dataclass
-class Yard:
-    """Where the containers of one run are. A context manager; leaving it removes them all."""
+class DockerHost:
+    """The Docker host on which the containers of one run are. A context manager; leaving it removes them all."""
 
     settings: Settings
     client: docker.DockerClient
@@ -187,7 +180,7 @@ class Yard:
         self.id = secrets.token_hex(4)
         self.labels = {LABEL: "true", f"{LABEL}.run": self.id}
 
-    def __enter__(self) -> Yard:
+    def __enter__(self) -> DockerHost:
         for stage in ("stock", "patched"):
             try:
                 self.client.images.get(f"{self.settings.image}:{stage}")
@@ -202,14 +195,14 @@ class Yard:
                 container.remove(force=True, v=True)
 
     @contextlib.contextmanager
-    def box(self, kind: Kind) -> Iterator[Box]:
-        """Run a FreeSWITCH of `kind`."""
+    def run(self, variant: Variant) -> Iterator[FreeSwitchContainer]:
+        """Run a FreeSWITCH of `variant`."""
         password = secrets.token_hex(16)
-        sip_port, esl_port, *others = free_ports(5 if kind.every else 2)
+        sip_port, esl_port, *others = free_ports(5 if variant.all_transports else 2)
         more_ports = dict(zip(("tls", "ws", "wss"), others, strict=False))
         container = self.client.containers.create(
-            f"{self.settings.image}:{kind.stage}",
-            name=f"{self.settings.image.replace('/', '-')}-{self.id}-{kind.name}-{secrets.token_hex(2)}",
+            f"{self.settings.image}:{variant.stage}",
+            name=f"{self.settings.image.replace('/', '-')}-{self.id}-{variant.name}-{secrets.token_hex(2)}",
             labels=self.labels,
             network_mode="host",
             # The tables are in memory: the disk is not what is measured.
@@ -227,20 +220,22 @@ class Yard:
             healthcheck={"test": ["NONE"]},
         )
         try:
-            container.put_archive(CONFIGURATION, engine.tar(configuration(kind, sip_port, more_ports)))
+            container.put_archive(CONFIGURATION, engine.tar(configuration(variant, sip_port, more_ports)))
             container.start()
             container.reload()
-            esl = self._wait(kind, esl_port, password)
-            subclass = UNREGISTER if kind.stage == "stock" else self.settings.esl_event
+            esl = self._wait(variant, esl_port, password)
+            subclass = UNREGISTER if variant.stage == "stock" else self.settings.esl_event
             try:
-                yield Box(kind, _process(container), sip_port, esl_port, password, subclass, esl, more_ports)
+                yield FreeSwitchContainer(
+                    variant, _process(container), sip_port, esl_port, password, subclass, esl, more_ports
+                )
             finally:
                 esl.sock.close()
         finally:
             with contextlib.suppress(NotFound):
                 container.remove(force=True, v=True)
 
-    def _wait(self, kind: Kind, port: int, password: str) -> Esl:
+    def _wait(self, variant: Variant, port: int, password: str) -> Esl:
         deadline = time.monotonic() + self.settings.start_timeout
         while True:
             with contextlib.suppress(OSError, ToolkitError):
@@ -252,7 +247,7 @@ class Yard:
                 esl.sock.close()
             if time.monotonic() > deadline:
                 raise ToolkitError(
-                    f"FreeSWITCH ({kind.name}) isn't ready after {self.settings.start_timeout:g} s "
+                    f"FreeSWITCH ({variant.name}) isn't ready after {self.settings.start_timeout:g} s "
                     "(it is reached over loopback: this needs Docker on this very Linux)"
                 )
             time.sleep(0.2)
@@ -267,7 +262,7 @@ def _process(container: Container) -> int:
 
 
 @contextlib.contextmanager
-def yard(settings: Settings) -> Iterator[Yard]:
-    """Hand over a place for containers, on a Docker engine that can be reached."""
-    with engine.connect(timeout=120) as client, Yard(settings, client) as place:
-        yield place
+def docker_host(settings: Settings) -> Iterator[DockerHost]:
+    """Hand over the Docker host for the containers of a run; its engine can be reached."""
+    with engine.connect(timeout=120) as client, DockerHost(settings, client) as host:
+        yield host

@@ -22,7 +22,7 @@ def ms(value: float) -> int:
 
 
 @dataclass
-class Wire:
+class TcpFlow:
     """One TCP connection. `packets` can be reordered, repeated and left out before they are written."""
 
     client: str = CLIENT
@@ -48,7 +48,7 @@ class Wire:
         self.packets.append(packet)
         return packet
 
-    def open(self, at_ms: float = 0) -> Wire:
+    def open(self, at_ms: float = 0) -> TcpFlow:
         """Add the handshake."""
         self.send(at_ms, "S")
         self.send(at_ms + 0.1, "SA", back=True)
@@ -80,7 +80,7 @@ def response(status: str = "200 OK", cseq: int = 1) -> bytes:
 
 def killed(agent: str = "SIPp") -> bytes:
     """Return the capture of a client that registers and is killed 100 ms after the start."""
-    wire = Wire().open()
+    wire = TcpFlow().open()
     wire.send(10, "PA", request(agent=agent))
     wire.send(11, "PA", response("401 Unauthorized"), back=True)
     wire.send(12, "PA", request(cseq=2))
