@@ -45,6 +45,8 @@ SCRIPTS = (
     "runtime/freeswitch-entrypoint.sh",
     "runtime/freeswitch-health.sh",
 )
+# What the entrypoint is made of; the image has it in the directory of the same name in SHARE.
+ENTRYPOINT = Path(__file__).parent / "runtime/entrypoint"
 # How Docker's two builders begin a step that takes long, and how they say that they need not.
 STEP = re.compile(r"Step \d+/\d+ : RUN .*|#\d+ \[.*\] RUN .*")
 CACHED = re.compile(r" ---> Using cache|#\d+ CACHED")
@@ -184,6 +186,7 @@ def make_context(settings: Settings) -> Path:
         _write(context / file, "".join(f"{line}\n" for line in lines))
     _render(settings, context, CONFIGURATION)
     _render(settings, context, SHARE)
+    shutil.copytree(ENTRYPOINT, context / SHARE / ENTRYPOINT.name)
     for empty in ("directory", "scripts", "tls"):
         (context / CONFIGURATION / empty).mkdir()
     return context

@@ -32,7 +32,7 @@ def test_ipv6_addresses_are_those_that_python_knows(texts: list[str]) -> None:
             return False
         return True
 
-    script = (ROOT / "scripts/image/runtime/freeswitch-entrypoint.sh").read_text()
+    script = (ROOT / "scripts/image/runtime/entrypoint/checks.sh").read_text()
     found = re.search(r"^is_ipv6\(\) \{\n.*?^\}$", script, re.MULTILINE | re.DOTALL)
     assert found
     program = found[0] + '\nfor text; do is_ipv6 "$text" && echo yes || echo no; done\n'
@@ -41,7 +41,7 @@ def test_ipv6_addresses_are_those_that_python_knows(texts: list[str]) -> None:
 
 
 def test_table_has_a_check_for_every_variable(root: Path) -> None:
-    script = (root / "scripts/image/runtime/freeswitch-entrypoint.sh").read_text()
+    script = (root / "scripts/image/runtime/entrypoint/checks.sh").read_text()
     for group in build.variables():
         for variable in group["variables"]:
             kind = variable["kind"].split()[0].replace("-", "_")
