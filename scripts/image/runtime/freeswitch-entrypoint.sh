@@ -27,7 +27,7 @@ case ${1:-} in
 *) exec "$@" ;;
 esac
 
-for part in say checks variables together network files tls derive run; do
+for part in say variables values together network files tls derive run; do
 	# shellcheck source=/dev/null
 	. "$share/entrypoint/$part.sh"
 done

@@ -2,9 +2,26 @@
 # The table of variables, and what the environment has of it.
 # shellcheck disable=SC2154 # The entrypoint sets the paths.
 
+# Whether all of $1 matches the extended regular expression $2
+like() {
+	# By bytes; it ends with a null, as a line break is none of its ends.
+	printf '%s\0' "$1" | LC_ALL=C grep -qzxE -- "$2"
+}
+
 # Print the items of the list $1
 items() {
 	echo "$1" | tr , ' '
+}
+
+# What only the image knows of a value: $1 name, $2 value, $3 item
+
+has_codec() {
+	grep -qixF -- "${3%%@*}" "$share/codecs" ||
+		fail "$1='$2': the image has no codec '${3%%@*}': use $(paste -sd, "$share/codecs" | sed 's/,/, /g')"
+}
+
+has_module() {
+	[ -e "$modules/$3.so" ] || fail "$1='$2': the image has no $3: use a module set that has it"
 }
 
 # $1 name, $2 file: read a secret into the variable NAME
@@ -32,10 +49,7 @@ load_variables() {
 		eval "value=\${$name-}"
 		# shellcheck disable=SC2154
 		if [ -n "$value" ]; then
-			arguments=${kind#* }
-			[ "$arguments" != "$kind" ] || arguments=
-			# shellcheck disable=SC2086 # It is to be split.
-			"check_$(echo "${kind%% *}" | tr - _)" "$name" "$value" $arguments
+			check "$name" "$value" "$kind"
 		else
 			eval "$name=\$default"
 		fi
