@@ -52,9 +52,17 @@ stop() {
 	kill -TERM "$freeswitch" 2>/dev/null || true
 }
 
+# Print the option for the priority of FreeSWITCH. By default it asks for that of
+# real time, then for a better one than usual, and calls it two errors to get
+# neither, as in any container that runs without special rights.
+priority() {
+	chrt --fifo 1 true 2>/dev/null || [ "$(nice -n -10 nice 2>/dev/null)" -lt 0 ] || echo -np
+}
+
 # Start FreeSWITCH with these options, and end as it does
 start() {
-	set -- freeswitch -nonat -nf -nc -conf /etc/freeswitch -log /var/log/freeswitch -db "$lib/db" \
+	# shellcheck disable=SC2046 # One word or none.
+	set -- freeswitch $(priority) -nonat -nf -nc -conf /etc/freeswitch -log /var/log/freeswitch -db "$lib/db" \
 		-run "$run" -certs "$run/tls" -recordings "$lib/recordings" -storage "$lib/storage" -cache "$lib/cache" \
 		-scripts /etc/freeswitch/scripts -temp /tmp "$@"
 	"$@" &
