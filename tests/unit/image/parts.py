@@ -24,6 +24,10 @@ class Parts:
         self.directory = self.share / build.ENTRYPOINT.name
         self.run_directory = root / "run"
         self.commands = root / "bin"
+
+    def make(self) -> Parts:
+        """Make it, and return it."""
+        root = self.root
         for directory in (self.share, root / "mod", root / "etc", root / "lib", self.run_directory, self.commands):
             directory.mkdir()
         build.write_entrypoint(self.share)
@@ -37,6 +41,7 @@ class Parts:
         )
         for module in MODULES:
             (root / "mod" / f"{module}.so").touch()
+        return self
 
     def command(self, name: str, script: str) -> None:
         """Let the functions find a command of that name."""
