@@ -41,6 +41,8 @@ AUTHOR = {
     "GIT_COMMITTER_DATE": "2024-05-06T07:08:09+00:00",
 }
 TAG = "v1.0"
+# What FreeSWITCH may take to start when several do and the machine is busy, seconds.
+START = 300.0
 # What came of the races that were run.
 RACES = pytest.StashKey[dict[races.RaceCase, races.RaceResult]]()
 # What a worker of pytest-xdist has to say in the end, and what all of them said.
@@ -197,12 +199,13 @@ def labs(built: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         engine.compose_command()
     except ToolkitError as error:
         pytest.skip(str(error))
+    patient = dataclasses.replace(built, start_timeout=START)
     with contextlib.ExitStack() as stack:
 
         @functools.cache
         def lab(cpus: int) -> Lab:
             directory = tmp_path_factory.mktemp("lab")
-            return stack.enter_context(lab_module.start(built, DEATHS, directory, spare=True, heap=True, cpus=cpus))
+            return stack.enter_context(lab_module.start(patient, DEATHS, directory, spare=True, heap=True, cpus=cpus))
 
         yield lab
 

@@ -17,16 +17,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from docker.errors import NotFound
 from rich import get_console
 from rich.console import Console
 
 from scripts.errors import ToolkitError
-from scripts.image import base, cache, provenance, sbom
+from scripts.image import base, cache, provenance, sbom, variables
 from scripts.machine import engine, terminal
-from scripts.machine.files import ROOT, read_yaml, short
+from scripts.machine.files import ROOT, short
 from scripts.patchset import series
 from scripts.pins.settings import Settings
 from scripts.sources import trees
@@ -35,7 +34,6 @@ from scripts.templates import environment, render
 
 DOCKERFILE = ROOT / "Dockerfile.build"
 TEMPLATES = ROOT / "templates" / "freeswitch"
-VARIABLES = TEMPLATES / "variables.yaml"
 # Directories of templates and of the context: the configuration, and what the entrypoint reads.
 CONFIGURATION, SHARE = "conf", "share"
 SCRIPTS = (
@@ -45,6 +43,8 @@ SCRIPTS = (
     "runtime/freeswitch-entrypoint.sh",
     "runtime/freeswitch-health.sh",
 )
+# What the entrypoint is made of, besides the values; the image has it in the directory of the same name in SHARE.
+ENTRYPOINT = Path(__file__).parent / "runtime/entrypoint"
 # How Docker's two builders begin a step that takes long, and how they say that they need not.
 STEP = re.compile(r"Step \d+/\d+ : RUN .*|#\d+ \[.*\] RUN .*")
 CACHED = re.compile(r" ---> Using cache|#\d+ CACHED")
@@ -184,9 +184,16 @@ def make_context(settings: Settings) -> Path:
         _write(context / file, "".join(f"{line}\n" for line in lines))
     _render(settings, context, CONFIGURATION)
     _render(settings, context, SHARE)
+    write_entrypoint(context / SHARE)
     for empty in ("directory", "scripts", "tls"):
         (context / CONFIGURATION / empty).mkdir()
     return context
+
+
+def write_entrypoint(directory: Path) -> None:
+    """Write the entrypoint's files of functions into a new directory of `directory`."""
+    shutil.copytree(ENTRYPOINT, directory / ENTRYPOINT.name)
+    _write(directory / ENTRYPOINT.name / "values.sh", variables.values())
 
 
 def site(settings: Settings) -> str:
@@ -302,11 +309,6 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
-def variables() -> list[dict[str, Any]]:
-    """Return the groups of variables that the image takes from its environment: `title`, `variables`."""
-    return list(read_yaml(VARIABLES))
-
-
 # What the entrypoint makes of the variables for the configuration.
 DERIVED = (
     "SIP_NAT",
@@ -325,7 +327,7 @@ DERIVED = (
 def _render(settings: Settings, context: Path, name: str) -> None:
     """Render the directory `name` of the templates into the context."""
     templates = environment(TEMPLATES / name, markup=True)
-    groups = variables()
+    groups = variables.groups()
     values: Mapping[str, object] = {
         "modules": settings.module_set.modules,
         "configure": settings.module_set.configure,

@@ -19,7 +19,8 @@ from scripts.machine import git, terminal
 from scripts.machine.files import ROOT
 
 WORKFLOWS = ".github/workflows/"
-SHEBANG = re.compile(rb"#!\s*/\S*[/ ](ba)?sh\b")
+# How a script begins that is run, and one that others source.
+SHELL = re.compile(rb"#!\s*/\S*[/ ](ba)?sh\b|# shellcheck shell=")
 TIMEOUTS = "custom.github-workflows-require-timeout"
 ZIZMOR = "there is no wheel for this processor (`cargo install zizmor` builds it)"
 ACTIONLINT = "`go install github.com/rhysd/actionlint/cmd/actionlint@v1.7.12` gets it"
@@ -115,7 +116,7 @@ def _files(root: Path) -> list[tuple[str, bool]]:
 
 def _is_shell(path: Path) -> bool:
     with path.open("rb") as file:
-        return SHEBANG.match(file.readline(64)) is not None
+        return SHELL.match(file.readline(64)) is not None
 
 
 def _line(console: Console, mark: str, text: str) -> None:

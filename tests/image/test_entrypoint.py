@@ -10,7 +10,7 @@ import pytest
 import trustme
 from docker.models.containers import Container
 
-from scripts.image import build
+from scripts.image import variables
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings
@@ -251,7 +251,7 @@ def test_directory_that_the_user_cannot_read(checker: Checker) -> None:
 
 def test_misspelled_variables_are_told(checker: Checker) -> None:
     """Of every family of variables, and where the first word lacks an S or has one too many."""
-    families = {variable["name"].split("_")[0] for group in build.variables() for variable in group["variables"]}
+    families = {variable["name"].split("_")[0] for group in variables.groups() for variable in group["variables"]}
     names = {f"{family}_X" for family in families} | {"REQUEST_PER_SECOND", "LOGS_LEVEL", "TCP_FIRST_TIMEOUT"}
     code, _, errors = checker.check({**dict.fromkeys(names, "5"), "HOSTNAMES": "5"})
     assert code == 0

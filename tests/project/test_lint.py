@@ -70,6 +70,7 @@ def test_good_project_passes(project: Path) -> None:
         ("good.py", "ANSWER: int = 'x'\n", "mypy", "Incompatible types"),
         ("deep/script", "#!/usr/bin/env bash\nrm $1\n", "shellcheck", "SC2086"),
         ("x.sh", "#! /bin/sh\nrm $1\n", "shellcheck", "SC2086"),
+        ("deep/sourced", "# shellcheck shell=sh\nrm $1\n", "shellcheck", "SC2086"),
         ("deep/Dockerfile", "FROM debian:bookworm-slim\nRUN sudo true\n", "hadolint", "DL3004"),
         (".github/workflows/y.yml", WORKFLOW.replace("runs-on", "run-on"), "schema of workflows", "run-on"),
         (".github/workflows/y.yml", WORKFLOW.replace("    timeout-minutes: 5\n", ""), "time limits of jobs", "timeout"),
