@@ -106,7 +106,7 @@ def export_series(settings: Settings, console: Console | None = None, base: Sett
     console = console or get_console()
     if settings.excluded_patches:
         raise ToolkitError(
-            f"setting 'patches.exclude' leaves out {listing(settings.excluded_patches)}: export without it"
+            f"setting 'patches.exclude' leaves out {listing(settings.excluded_patches)}", "export without it"
         )
     with trees.locked(settings, console):
         _recover(settings)
@@ -166,9 +166,9 @@ def _check_branch(source: Source) -> None:
     lines = local(source.path, "log", "--format=%ce%x09%h %s", BRANCH, f"^{source.commit}").splitlines()
     if mine := [line.split("\t", 1)[1] for line in lines if line.split("\t")[0] != COMMITTER_EMAIL]:
         raise ToolkitError(
-            f"{source.name}: branch {BRANCH} in {short(source.path)} has commits of yours ({listing(mine)}): check it "
-            "out and run `inv patches-export`, or rename it "
-            f"(`{git.git_in(source.path)} branch -m {BRANCH} NAME`)"
+            f"{source.name}: branch {BRANCH} in {short(source.path)} has commits of yours ({listing(mine)})",
+            "check it out and run `inv patches-export`, or rename it "
+            f"(`{git.git_in(source.path)} branch -m {BRANCH} NAME`)",
         )
 
 
@@ -279,16 +279,17 @@ def _commits(source: Source) -> list[str]:
     trees.check_idle(source)
     if changed := trees.changes(source):
         raise ToolkitError(
-            f"{source.name}: {short(source.path)} has uncommitted changes ({listing(changed)}): "
-            "commit them, to the patch they belong to (`git rebase -i`), or discard them"
+            f"{source.name}: {short(source.path)} has uncommitted changes ({listing(changed)})",
+            "commit them, to the patch they belong to (`git rebase -i`), or discard them",
         )
     if tree.head != tree.pin and not git.is_ancestor(source.path, tree.pin):
         raise ToolkitError(
             f"{source.name}: {tree.head[:12]} in {short(source.path)} does not stand on the pin {tree.pin[:12]} "
-            f"(or the history is too shallow to tell): check out the branch {BRANCH}, or rebase it onto the pin"
+            "(or the history is too shallow to tell)",
+            f"check out the branch {BRANCH}, or rebase it onto the pin",
         )
     if merges := local(source.path, "rev-list", "--merges", f"{tree.pin}..HEAD").split():
-        raise ToolkitError(f"{source.name}: {merges[0][:12]} is a merge, which is no patch: rebase it away")
+        raise ToolkitError(f"{source.name}: {merges[0][:12]} is a merge, which is no patch", "rebase it away")
     return local(source.path, "rev-list", "--reverse", f"{tree.pin}..HEAD").split()
 
 
@@ -297,14 +298,14 @@ def _check_imported(settings: Settings, source: Source, commits: Sequence[str]) 
     patches = series.render(settings, source)
     if patches and not commits:
         raise ToolkitError(
-            f"{source.name}: {short(source.path)} is at the pin, and would leave no patches: run `inv patches-import`, "
-            f"or check out the branch {BRANCH}"
+            f"{source.name}: {short(source.path)} is at the pin, and would leave no patches",
+            f"run `inv patches-import`, or check out the branch {BRANCH}",
         )
     if patches and trees.require(source).config.get("series") != series.patches_hash(patches):
         raise ToolkitError(
-            f"{source.name}: {short(settings.patches)} has changed since the import into {short(source.path)}: "
+            f"{source.name}: {short(settings.patches)} has changed since the import into {short(source.path)}",
             f"save your commits (`{git.git_in(source.path)} branch NAME`), run `inv patches-import` and pick them "
-            "again"
+            "again",
         )
 
 
@@ -317,8 +318,10 @@ def _owner(source: Source, commit: str) -> str:
         if file
     }
     if len(owners) != 1:
-        what = f"changes files of {' and '.join(sorted(owners))}: split it" if owners else "changes nothing: drop it"
-        raise ToolkitError(f"{source.name}: commit {commit[:12]} in {short(source.path)} {what}")
+        what = f"changes files of {' and '.join(sorted(owners))}" if owners else "changes nothing"
+        raise ToolkitError(
+            f"{source.name}: commit {commit[:12]} in {short(source.path)} {what}", "split it" if owners else "drop it"
+        )
     return owners.pop()
 
 
@@ -563,7 +566,7 @@ def _adopt(settings: Settings, source: Source) -> None:
         series.apply_source(source, patches)
         if local(source.path, "rev-parse", "HEAD^{tree}").strip() != before:
             raise ToolkitError(
-                f"{source.name}: the exported series does not make the tree of {tree.head[:12]} again: "
-                "take the patches back (`git checkout patches`) and report this"
+                f"{source.name}: the exported series does not make the tree of {tree.head[:12]} again",
+                "take the patches back (`git checkout patches`) and report this",
             )
         local(source.path, "checkout", "--quiet", "-B", BRANCH)

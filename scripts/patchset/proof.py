@@ -16,6 +16,9 @@ from scripts.patchset import series
 from scripts.patchset.series import BYTES, Patch
 from scripts.pins.settings import Settings, Source
 
+# What a message is, so that a mail can hold it.
+MESSAGE = "; a message has words, no [brackets] at its begin, and no line that begins a diff, a mail or ends with ---"
+
 
 def check(
     settings: Settings,
@@ -43,7 +46,7 @@ def check(
                 commit = commits.get((upstream, name), "")
                 with _told(f"{_name(source, commit, name)} can't be a patch", written, settings):
                     if not series.NAME.fullmatch(name):
-                        raise ToolkitError("it has no subject that names a file: give it one (`git commit --amend`)")
+                        raise ToolkitError("it has no subject that names a file", "give it one (`git commit --amend`)")
                     patch = series.render_file(written, written.patches / upstream / name, upstream, below)
                     if patch:
                         mail = Path(directory) / "mail"
@@ -65,8 +68,10 @@ def _told(what: str, written: Settings, settings: Settings) -> Iterator[None]:
     try:
         yield
     except ToolkitError as error:
-        told = str(error).replace(str(written.patches), short(settings.patches))
-        raise ToolkitError(f"{what}: {told}") from error
+        told, remedy = (
+            text.replace(str(written.patches), short(settings.patches)) for text in (error.what, error.remedy)
+        )
+        raise ToolkitError(f"{what}: {told}", remedy) from error
 
 
 def _check_head(source: Source, patch: Patch, commit: str, mail: Path) -> None:
@@ -83,10 +88,8 @@ def _check_head(source: Source, patch: Patch, commit: str, mail: Path) -> None:
     ):
         if wanted != came:
             raise ToolkitError(
-                f"its {what} would come back as '{' '.join(came.split())[:60]}': change it (`git commit --amend`); a "
-                "message has words, no [brackets] at its begin, and no line that begins a diff, a mail or ends with ---"
-                if what == "message"
-                else f"its {what} would come back as '{came}': change it (`git commit --amend`)"
+                f"its {what} would come back as '{' '.join(came.split())[:60] if what == 'message' else came}'",
+                "change it (`git commit --amend`)" + (MESSAGE if what == "message" else ""),
             )
 
 

@@ -58,7 +58,9 @@ def fill(template: str, variables: Mapping[str, object], where: str) -> list[Lin
         unknown = meta.find_undeclared_variables(parsed) - variables.keys()
         for node in parsed.find_all(nodes.Name):
             if node.name in unknown:
-                raise ToolkitError(f"{where}:{node.lineno}: unknown variable '{node.name}': use {', '.join(variables)}")
+                raise ToolkitError(
+                    f"{where}:{node.lineno}: unknown variable '{node.name}'", f"use {', '.join(variables)}"
+                )
         text = environment.from_string(parsed).render(variables)
     except TemplateError as error:
         line = getattr(error, "lineno", None)
@@ -149,8 +151,8 @@ def merge(template: str, variables: Mapping[str, object], new: str, where: str, 
         removed = [line.number for line in old[i1:i2]]
         if held := [number for number in removed if number in inside]:
             raise ToolkitError(
-                f"{where}:{held[0]}: the line depends on a condition, and was changed: "
-                "edit the condition in the patch itself"
+                f"{where}:{held[0]}: the line depends on a condition, and was changed",
+                "edit the condition in the patch itself",
             )
         _check_variables([source[number - 1] for number in removed], wanted[j1:j2], variables, where, removed)
         added = [put_back(line, variables) for line in wanted[j1:j2]]
@@ -168,7 +170,7 @@ def merge(template: str, variables: Mapping[str, object], new: str, where: str, 
     merged = "".join([*start, *(line for number in sorted(result) for line in result[number])])
     outcome = [line.text for line in fill(merged, variables, where)]
     if outcome != wanted and (places or [*map(_key, outcome)] != [*map(_key, wanted)]):
-        raise ToolkitError(f"{where}: a condition is in the way of the changes: edit it in the patch itself")
+        raise ToolkitError(f"{where}: a condition is in the way of the changes", "edit it in the patch itself")
     return merged
 
 
@@ -244,6 +246,6 @@ def _check_variables(
         if not after[name]:
             number = next(number for number, line in zip(numbers, removed, strict=True) if f" {name} " in line)
             raise ToolkitError(
-                f"{where}:{number}: the variable {name} would be lost: write its value '{variables[name]}' there, "
-                "or take the line out of the patch first"
+                f"{where}:{number}: the variable {name} would be lost",
+                f"write its value '{variables[name]}' there, or take the line out of the patch first",
             )
