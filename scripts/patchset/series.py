@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+import enum
 import hashlib
 import json
 import re
@@ -27,7 +28,7 @@ from unidiff.patch import Line, PatchSet
 from scripts.errors import ToolkitError
 from scripts.machine import git
 from scripts.machine.files import short
-from scripts.machine.git import GitError, in_mail, local
+from scripts.machine.git import Failure, GitError, Reason, in_mail, local
 from scripts.machine.terminal import listing
 from scripts.patchset import template
 from scripts.pins.releases import IN_TREE_VERSION, Version
@@ -36,13 +37,20 @@ from scripts.sources import trees
 from scripts.sources.trees import COMMITTER_EMAIL, COMMITTER_NAME, Tree, version
 
 NAME = re.compile(r"\d{4}-.+\.patch")
-FAILED_HUNK = re.compile(r"patch failed: (?P<file>.+):(?P<line>\d+)")
-# How git says that a tree is not what a patch was made for; other failures are none of the patch's.
-DOES_NOT_APPLY = re.compile(r"patch failed|does not apply|(does not exist|already exists) in|does not match index")
-CORRUPT_LINE = re.compile(r"(?:corrupt patch|garbage) at (?:line |\S+:)(?P<line>\d+)$")
 # Any bytes of an upstream file survive a round trip through str.
 BYTES = "surrogateescape"
-ALREADY = "already applied"
+
+
+class Action(enum.StrEnum):
+    """What was done to a tree, as the user reads it."""
+
+    NOTHING = "no patches"
+    APPLIES = "applies"
+    APPLIED = "applied"
+    ALREADY = "already applied"
+    REPLACED = "replaced an older series"
+    REVERTED = "back at the pin"
+    AT_PIN = "at the pin already"
 
 
 @dataclass(frozen=True)
@@ -81,10 +89,10 @@ class Patch:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was done to `source` (`action`, for the eye) with which patches."""
+    """What was done to `source` with which patches."""
 
     source: Source
-    action: str
+    action: Action
     patches: tuple[Patch, ...]
 
 
@@ -149,12 +157,12 @@ def apply(settings: Settings) -> list[Outcome]:
         for outcome in outcomes:
             source, tree = outcome.source, trees[outcome.source.name]
             if is_applied(tree, outcome.patches):
-                action = ALREADY if outcome.patches else "no patches"
+                action = Action.ALREADY if outcome.patches else Action.NOTHING
                 results.append(Outcome(source, action, outcome.patches))
                 continue
             changed.append((source, tree))
             apply_source(source, outcome.patches)
-            action = "replaced an older series" if tree.head != tree.pin else "applied"
+            action = Action.REPLACED if tree.head != tree.pin else Action.APPLIED
             results.append(Outcome(source, action, outcome.patches))
     except BaseException:
         for source, tree in changed:
@@ -173,14 +181,14 @@ def revert(settings: Settings) -> list[Outcome]:
     results = []
     for source, tree in trees:
         to_pin(source)
-        results.append(Outcome(source, "at the pin already" if tree.head == tree.pin else "back at the pin", ()))
+        results.append(Outcome(source, Action.AT_PIN if tree.head == tree.pin else Action.REVERTED, ()))
     return results
 
 
 def run(settings: Settings, check_only: bool = False, to_pins: bool = False, console: Console | None = None) -> None:
     """Apply the series, or only check it, or take the trees back to their pins, and print the outcome."""
     if check_only and to_pins:
-        raise ToolkitError("--check and --revert exclude each other: give one of them")
+        raise ToolkitError("--check and --revert exclude each other", "give one of them")
     with trees.locked(settings, console):
         outcomes = check(settings) if check_only else revert(settings) if to_pins else apply(settings)
     show(outcomes, console)
@@ -203,7 +211,7 @@ def show(outcomes: list[Outcome], console: Console | None = None) -> None:
 
 
 def _is_news(outcome: Outcome) -> bool:
-    return bool(outcome.patches) and outcome.action != ALREADY
+    return bool(outcome.patches) and outcome.action is not Action.ALREADY
 
 
 def files(settings: Settings, upstream: str) -> list[Path]:
@@ -219,15 +227,15 @@ def files(settings: Settings, upstream: str) -> list[Path]:
     found = sorted((settings.patches / upstream).glob("*.patch"))
     for path in found:
         if not NAME.fullmatch(path.name):
-            raise ToolkitError(f"{short(path)}: name it NNNN-subject.patch, the number gives the order")
+            raise ToolkitError(short(path), "name it NNNN-subject.patch, the number gives the order")
     numbers = [f"{upstream}/{path.name[:4]}" for path in found]
     for index, path in enumerate(found, 1):
         number = int(path.name[:4])
         if number < index:
-            raise ToolkitError(f"{short(path)}: another patch has this number: give it the next free one")
+            raise ToolkitError(f"{short(path)}: another patch has this number", "give it the next free one")
         if number > index:
             raise ToolkitError(
-                f"{short(path)}: there is no patch {index:04} before it: take it back, or number without gaps"
+                f"{short(path)}: there is no patch {index:04} before it", "take it back, or number without gaps"
             )
     for excluded in settings.excluded_patches:
         name = excluded.split("/")[0]
@@ -245,12 +253,12 @@ def render_file(settings: Settings, path: Path, upstream: str, directory: str) -
     where = short(path)
     mail_template = path.read_bytes().decode(errors=BYTES)
     if "\r" in mail_template:
-        raise ToolkitError(f"{where}: has carriage returns: save it with Unix line ends")
+        raise ToolkitError(f"{where}: has carriage returns", "save it with Unix line ends")
     text = "".join(line.text for line in template.fill(mail_template, variables(settings), where))
     mail = email.message_from_string(text, policy=email.policy.default)
     for header in ("From", "Date", "Subject"):
         if header not in mail:
-            raise ToolkitError(f"{where}: has no '{header}:' header: make the file with `git format-patch`")
+            raise ToolkitError(f"{where}: has no '{header}:' header", "make the file with `git format-patch`")
     subject = re.sub(r"^\[PATCH[^]]*\]\s*", "", str(mail["Subject"]))
     text = _moved(text, directory) if directory else text
     try:
@@ -260,7 +268,7 @@ def render_file(settings: Settings, path: Path, upstream: str, directory: str) -
     if not diff and template.is_conditional(mail_template):
         return None
     if not diff:
-        raise ToolkitError(f"{where}: has no diff: make the file with `git format-patch`")
+        raise ToolkitError(f"{where}: has no diff", "make the file with `git format-patch`")
     return Patch(path, subject, text, diff, upstream, directory)
 
 
@@ -282,9 +290,9 @@ def _corrupt_line(text: str) -> str:
         file.write_text(text, errors=BYTES)
         try:
             local(Path(directory), "apply", "--numstat", str(file))
-        except ToolkitError as error:
-            if match := CORRUPT_LINE.search(str(error)):
-                return f":{match['line']}"
+        except GitError as error:
+            if error.reason.kind is Failure.CORRUPT_PATCH:
+                return f":{error.reason.line}"
     return ""
 
 
@@ -303,33 +311,33 @@ def check_source(settings: Settings, source: Source, for_build: bool = False) ->
     trees.require(source)
     patches = tuple(render(settings, source))
     if not patches:
-        return Outcome(source, "no patches", ())
+        return Outcome(source, Action.NOTHING, ())
     with _mails(patches) as mails:
         index = mails[0].with_name("index")
         local(source.path, "read-tree", source.commit, index=index)
         for number, (patch, mail) in enumerate(zip(patches, mails, strict=True)):
             _check_author(source, patch, mail)
             try:
-                local(source.path, "apply", "--cached", "--whitespace=nowarn", str(mail), index=index)
-            except ToolkitError as error:
-                if match := CORRUPT_LINE.search(str(error)):
+                git.apply(source.path, mail, index)
+            except GitError as error:
+                if error.reason.kind is Failure.CORRUPT_PATCH:
                     raise ToolkitError(
-                        f"{short(patch.path)}:{match['line']}: git can't read the diff there: take the patch back, "
-                        "or make it anew with `git format-patch`"
+                        f"{short(patch.path)}:{error.reason.line}: git can't read the diff there",
+                        "take the patch back, or make it anew with `git format-patch`",
                     ) from error
-                if not DOES_NOT_APPLY.search(str(error)):
+                if error.reason.kind is not Failure.DOES_NOT_APPLY:
                     raise
                 before = " with the patches before it" if number else ""
                 raise ToolkitError(
-                    f"{short(patch.path)}: {culprit(patch, str(error))} {source.name} {version(source)}{before}: "
-                    "make the patch anew on that version"
+                    f"{short(patch.path)}: {culprit(patch, error.reason)} {source.name} {version(source)}{before}",
+                    "make the patch anew on that version",
                 ) from error
             if for_build and (why := uneven(source.path, index, patch)):
                 raise ToolkitError(
-                    f"{short(patch.path)}: {why}: give it as many above as below (`inv patches-import` and "
-                    "`inv patches-export` do)"
+                    f"{short(patch.path)}: {why}",
+                    "give it as many above as below (`inv patches-import` and `inv patches-export` do)",
                 )
-    return Outcome(source, "applies", patches)
+    return Outcome(source, Action.APPLIES, patches)
 
 
 def _check_author(source: Source, patch: Patch, mail: Path) -> None:
@@ -343,10 +351,10 @@ def _check_author(source: Source, patch: Patch, mail: Path) -> None:
         }
         local(source.path, "var", "GIT_AUTHOR_IDENT", env=author)
     except ToolkitError as error:
-        why = error.reason if isinstance(error, GitError) else str(error)
+        why = error.reason if isinstance(error, GitError) else error
         raise ToolkitError(
-            f"{short(patch.path)}: git can't commit it ({why}): correct its "
-            "'From:' and 'Date:', or make it anew with `git format-patch`"
+            f"{short(patch.path)}: git can't commit it ({why})",
+            "correct its 'From:' and 'Date:', or make it anew with `git format-patch`",
         ) from error
 
 
@@ -380,15 +388,14 @@ def _context(lines: Sequence[Line]) -> int:
     return next((number for number, line in enumerate(lines) if not line.is_context), len(lines))
 
 
-def culprit(patch: Patch, message: str) -> str:
-    """Return, from git's `message`, which hunk of which file does not apply "to" or is missing "in"."""
-    if match := FAILED_HUNK.search(message):
-        for file in patch.diff:
-            for number, hunk in enumerate(file, 1):
-                if file.path == match["file"] and hunk.source_start == int(match["line"]):
-                    header = f"@@ -{hunk.source_start},{hunk.source_length}"
-                    return f"hunk {number} of {file.path} ({header}) does not apply to"
-    return f"{message.rpartition('git apply failed: ')[2]}, so it does not apply to"
+def culprit(patch: Patch, reason: Reason) -> str:
+    """Return, from git's `reason`, which hunk of which file does not apply "to" something, or what else does not."""
+    for file in patch.diff:
+        for number, hunk in enumerate(file, 1):
+            if (file.path, hunk.source_start) == (reason.subject, reason.line):
+                header = f"@@ -{hunk.source_start},{hunk.source_length}"
+                return f"hunk {number} of {file.path} ({header}) does not apply to"
+    return f"{reason}, so it does not apply to"
 
 
 @contextmanager
@@ -416,14 +423,14 @@ def own_tree(source: Source) -> Tree:
         changed -= set(json.loads(tree.config["applying"]))
     if changed:
         raise ToolkitError(
-            f"{where} has uncommitted changes ({listing(sorted(changed))}): commit them elsewhere or discard them "
-            f"(`{git.git_in(source.path)} stash -u`)"
+            f"{where} has uncommitted changes ({listing(sorted(changed))})",
+            f"commit them elsewhere or discard them (`{git.git_in(source.path)} stash -u`)",
         )
     if tree.foreign:
         raise ToolkitError(
-            f"{where} has commits that are not the toolkit's ({listing(tree.foreign)}): save them "
-            f"(`{git.git_in(source.path)} branch NAME`), then run "
-            f"`{git.git_in(source.path)} checkout --detach {source.commit}`"
+            f"{where} has commits that are not the toolkit's ({listing(tree.foreign)})",
+            f"save them (`{git.git_in(source.path)} branch NAME`), then run "
+            f"`{git.git_in(source.path)} checkout --detach {source.commit}`",
         )
     return tree
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from unidiff.patch import Hunk
 from scripts.errors import ToolkitError
 from scripts.machine import git, terminal
 from scripts.machine.files import remove
-from scripts.machine.git import local
+from scripts.machine.git import GitError, local
 from scripts.machine.terminal import listing
 from scripts.patchset import series, template
 from scripts.patchset.series import Patch
@@ -32,7 +31,6 @@ from scripts.sources import trees
 
 MATRIX_FILE = "matrix.json"
 TIP_FILE = "tip.json"
-OFFSET = re.compile(r"^Hunk #\d+ succeeded at \d+ \(offset (-?\d+) lines?\)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -215,17 +213,18 @@ def _fetch_commits(path: Path, wanted: Sequence[Source]) -> None:
         git.online(
             path, "fetch", "--quiet", "--force", "--depth=1", "--filter=blob:none", "--no-tags", "origin", *references
         )
-    except ToolkitError as error:
+    except GitError as error:
         raise ToolkitError(
-            f"{wanted[0].name}: cannot fetch its releases from {wanted[0].url} "
-            f"({str(error).rpartition('failed: ')[2]}): check the network and releases.yaml"
+            f"{wanted[0].name}: cannot fetch its releases from {wanted[0].url} ({error.reason})",
+            "check the network and releases.yaml",
         ) from error
     for source in missing:
         found = local(path, "rev-parse", f"refs/tags/{source.tag}^{{commit}}").strip() if source.tag else source.commit
         if found != source.commit:
             raise ToolkitError(
                 f"{source.name}: tag {source.tag} of {source.url} is commit {found}, but releases.yaml has "
-                f"{source.commit}: check what moved the tag, then correct releases.yaml"
+                f"{source.commit}",
+                "check what moved the tag, then correct releases.yaml",
             )
 
 
@@ -258,27 +257,15 @@ def _try(path: Path, task: _Task) -> Trial:
             if doubt := _ambiguous(path, index, patch):
                 return dataclasses.replace(trial, applies=False, offset=offset, why=f"{patch.name}: {doubt}")
             try:
-                report = apply(path, index, mail)
-            except ToolkitError as error:
-                why = f"{patch.name}: {series.culprit(patch, str(error))} it"
+                offset = max(offset, git.apply(path, mail, index))
+            except GitError as error:
+                why = f"{patch.name}: {series.culprit(patch, error.reason)} it"
                 return dataclasses.replace(
                     trial, applies=False, offset=offset, fuzz=_fuzz(path, index, mail, patch), why=why
                 )
             if doubt := series.uneven(path, index, patch):
                 return dataclasses.replace(trial, applies=False, offset=offset, why=f"{patch.name}: {doubt}")
-            offset = max([offset, *(abs(int(lines)) for lines in OFFSET.findall(report))])
     return dataclasses.replace(trial, offset=offset)
-
-
-def apply(path: Path, index: Path, mail: Path, context: int | None = None) -> str:
-    """Apply the patch file `mail` to `index` and return what git says about each hunk.
-
-    `context` is the number of lines around a change that must match (None: all).
-    """
-    options = [f"-C{context}"] if context is not None else []
-    return git.local(
-        path, "apply", "--cached", "--verbose", "--whitespace=nowarn", *options, str(mail), index=index, errors=True
-    )
 
 
 def _fuzz(path: Path, index: Path, mail: Path, patch: Patch) -> int:
@@ -288,8 +275,8 @@ def _fuzz(path: Path, index: Path, mail: Path, patch: Patch) -> int:
     ]
     for fuzz in range(1, max(leading, default=0) + 1):
         try:
-            apply(path, index, mail, max(leading) - fuzz)
-        except ToolkitError:
+            git.apply(path, mail, index, max(leading) - fuzz)
+        except GitError:
             continue
         return fuzz
     return 0
@@ -305,7 +292,7 @@ def _ambiguous(path: Path, index: Path, patch: Patch) -> str:
             continue
         try:
             lines = template.split(local(path, "show", f":{file.path}", index=index))
-        except ToolkitError:
+        except GitError:
             continue  # `git apply` will say so.
         for number, hunk in enumerate(file, 1):
             found = places(lines, old_lines(hunk))

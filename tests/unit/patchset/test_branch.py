@@ -152,7 +152,7 @@ def test_edited_commit_is_exported_and_the_others_stay(prepared: Settings) -> No
     assert [name for name in after if after[name] != before.get(name)] == [str(patch_file(prepared, "0002"))]
     assert "+changed 20\n" in patch_file(prepared, "0002").read_text()
     # The toolkit knows its own series again, and nothing keeps it from the tree.
-    assert series.apply(prepared)[0].action == series.ALREADY
+    assert series.apply(prepared)[0].action == series.Action.ALREADY
     branch.import_series(prepared)
 
 
@@ -313,7 +313,7 @@ def test_carried_over_to_a_new_release_with_conflicts(prepared: Settings, tmp_pa
     git(one.path, "add", "src/other.c")
     git(one.path, "-c", "core.editor=true", "cherry-pick", "--continue")
     branch.export_series(following)
-    assert series.apply(following)[0].action == series.ALREADY
+    assert series.apply(following)[0].action == series.Action.ALREADY
 
 
 def test_export_from_another_release_leaves_the_line_numbers(prepared: Settings, tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_export_that_was_interrupted_when_the_patches_were_written(
         branch.export_series(prepared)
     assert git(tree(prepared), "log", "-1", "--format=%s", branch.BRANCH) == "Fourth"
     assert not any(item.changed for item in branch.export_series(prepared))
-    assert series.apply(prepared)[0].action == series.ALREADY
+    assert series.apply(prepared)[0].action == series.Action.ALREADY
 
 
 def test_edited_tree_is_left_alone(prepared: Settings) -> None:
