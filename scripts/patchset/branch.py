@@ -26,7 +26,8 @@ from scripts.machine.files import remove, short
 from scripts.machine.git import local, online
 from scripts.machine.terminal import listing
 from scripts.patchset import proof, series, template
-from scripts.patchset.series import BYTES, Patch
+from scripts.patchset.index import BYTES, Index
+from scripts.patchset.series import Patch
 from scripts.patchset.trials import places
 from scripts.pins import settings as settings_module
 from scripts.pins.settings import Settings, Source
@@ -218,17 +219,11 @@ def _carry_over(
 def _commit_all(source: Source, parent: str, patches: Sequence[Patch]) -> list[str]:
     """Commit the `patches` on `parent` without touching the tree; return the commits."""
     commits = []
-    with tempfile.TemporaryDirectory() as directory:
-        index, mail = Path(directory) / "index", Path(directory) / "mail"
-        local(source.path, "read-tree", parent, index=index)
+    with Index.at(source.path, parent) as index:
         for patch in patches:
-            mail.write_text(patch.text, errors=BYTES)
-            online(source.path, "apply", "--cached", "--whitespace=nowarn", str(mail), index=index)
-            tree = local(source.path, "write-tree", "--missing-ok", index=index).strip()
-            parent = local(
-                source.path, "commit-tree", tree, "-p", parent, "-F", str(_message(mail)), env=_author(patch)
-            )
-            parent = parent.strip()
+            index.apply(patch.text, fetch=True)
+            message, author = str(_message(index.mail)), _author(patch)
+            parent = local(source.path, "commit-tree", index.tree(), "-p", parent, "-F", message, env=author).strip()
             commits.append(parent)
     return commits
 

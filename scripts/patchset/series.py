@@ -31,14 +31,13 @@ from scripts.machine.files import short
 from scripts.machine.git import Failure, GitError, Reason, in_mail, local
 from scripts.machine.terminal import listing
 from scripts.patchset import template
+from scripts.patchset.index import BYTES, Index
 from scripts.pins.releases import IN_TREE_VERSION, Version
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
 from scripts.sources.trees import COMMITTER_EMAIL, COMMITTER_NAME, Tree, version
 
 NAME = re.compile(r"\d{4}-.+\.patch")
-# Any bytes of an upstream file survive a round trip through str.
-BYTES = "surrogateescape"
 
 
 class Action(enum.StrEnum):
@@ -312,32 +311,38 @@ def check_source(settings: Settings, source: Source, for_build: bool = False) ->
     patches = tuple(render(settings, source))
     if not patches:
         return Outcome(source, Action.NOTHING, ())
-    with _mails(patches) as mails:
-        index = mails[0].with_name("index")
-        local(source.path, "read-tree", source.commit, index=index)
-        for number, (patch, mail) in enumerate(zip(patches, mails, strict=True)):
-            _check_author(source, patch, mail)
-            try:
-                git.apply(source.path, mail, index)
-            except GitError as error:
-                if error.reason.kind is Failure.CORRUPT_PATCH:
-                    raise ToolkitError(
-                        f"{short(patch.path)}:{error.reason.line}: git can't read the diff there",
-                        "take the patch back, or make it anew with `git format-patch`",
-                    ) from error
-                if error.reason.kind is not Failure.DOES_NOT_APPLY:
-                    raise
-                before = " with the patches before it" if number else ""
-                raise ToolkitError(
-                    f"{short(patch.path)}: {culprit(patch, error.reason)} {source.name} {version(source)}{before}",
-                    "make the patch anew on that version",
-                ) from error
-            if for_build and (why := uneven(source.path, index, patch)):
+    with Index.at(source.path, source.commit) as index:
+        for number, patch in enumerate(patches):
+            _check_author(source, patch, index.write(patch.text))
+            put(index, source, patch, first=not number)
+            if for_build and (why := uneven(index, patch)):
                 raise ToolkitError(
                     f"{short(patch.path)}: {why}",
                     "give it as many above as below (`inv patches-import` and `inv patches-export` do)",
                 )
     return Outcome(source, Action.APPLIES, patches)
+
+
+def put(index: Index, source: Source, patch: Patch, first: bool) -> None:
+    """Apply `patch`, the `first` one or not, to an index of `source`.
+
+    Raises ToolkitError, with the hunk or the line, if it does not apply.
+    """
+    try:
+        index.apply(patch.text)
+    except GitError as error:
+        if error.reason.kind is Failure.CORRUPT_PATCH:
+            raise ToolkitError(
+                f"{short(patch.path)}:{error.reason.line}: git can't read the diff there",
+                "take the patch back, or make it anew with `git format-patch`",
+            ) from error
+        if error.reason.kind is not Failure.DOES_NOT_APPLY:
+            raise
+        before = "" if first else " with the patches before it"
+        raise ToolkitError(
+            f"{short(patch.path)}: {culprit(patch, error.reason)} {source.name} {version(source)}{before}",
+            "make the patch anew on that version",
+        ) from error
 
 
 def _check_author(source: Source, patch: Patch, mail: Path) -> None:
@@ -358,8 +363,8 @@ def _check_author(source: Source, patch: Patch, mail: Path) -> None:
         ) from error
 
 
-def uneven(path: Path, index: Path, patch: Patch) -> str:
-    """Return which hunk of `patch`, which has just been applied to `index`, the build would refuse, "" if none.
+def uneven(index: Index, patch: Patch) -> str:
+    """Return which hunk of `patch`, which has just been applied to an index, the build would refuse, "" if none.
 
     GNU patch takes a hunk with less context below than above for one at the
     end of the file, and one with less above, on line 1, for one at the start.
@@ -372,7 +377,7 @@ def uneven(path: Path, index: Path, patch: Patch) -> str:
             if above == below:
                 continue
             left = [line.value.rstrip("\n") for line in lines if not line.is_removed]
-            content = local(path, "show", f":{file.path}", index=index).rstrip("\n").split("\n")
+            content = index.read(file.path).rstrip("\n").split("\n")
             if left == (content[: len(left)] if above < below else content[-len(left) :]):
                 continue
             return (

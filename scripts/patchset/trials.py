@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,6 +22,7 @@ from scripts.machine.files import remove
 from scripts.machine.git import GitError, local
 from scripts.machine.terminal import listing
 from scripts.patchset import series, template
+from scripts.patchset.index import Index
 from scripts.patchset.series import Patch
 from scripts.pins import releases
 from scripts.pins.releases import Pair, Release, Releases
@@ -249,40 +249,35 @@ def _try(path: Path, task: _Task) -> Trial:
     carried = tuple(dict.fromkeys(patch.upstream for patch in task.patches if patch.directory))
     trial = Trial(task.source.name, task.release, carried, hunks, True)
     offset = 0
-    with tempfile.TemporaryDirectory() as directory:
-        index, mail = Path(directory) / "index", Path(directory) / "mail"
-        local(path, "read-tree", task.source.commit, index=index)
+    with Index.at(path, task.source.commit) as index:
         for patch in task.patches:
-            mail.write_text(patch.text, errors=series.BYTES)
-            if doubt := _ambiguous(path, index, patch):
+            if doubt := _ambiguous(index, patch):
                 return dataclasses.replace(trial, applies=False, offset=offset, why=f"{patch.name}: {doubt}")
             try:
-                offset = max(offset, git.apply(path, mail, index))
+                offset = max(offset, index.apply(patch.text))
             except GitError as error:
                 why = f"{patch.name}: {series.culprit(patch, error.reason)} it"
-                return dataclasses.replace(
-                    trial, applies=False, offset=offset, fuzz=_fuzz(path, index, mail, patch), why=why
-                )
-            if doubt := series.uneven(path, index, patch):
+                return dataclasses.replace(trial, applies=False, offset=offset, fuzz=_fuzz(index, patch), why=why)
+            if doubt := series.uneven(index, patch):
                 return dataclasses.replace(trial, applies=False, offset=offset, why=f"{patch.name}: {doubt}")
     return dataclasses.replace(trial, offset=offset)
 
 
-def _fuzz(path: Path, index: Path, mail: Path, patch: Patch) -> int:
+def _fuzz(index: Index, patch: Patch) -> int:
     """Return how many lines of context have to be ignored, 0 if even that does not help."""
     leading = [
         next((i for i, line in enumerate(hunk) if not line.is_context), 0) for file in patch.diff for hunk in file
     ]
     for fuzz in range(1, max(leading, default=0) + 1):
         try:
-            git.apply(path, mail, index, max(leading) - fuzz)
+            index.apply(patch.text, max(leading) - fuzz)
         except GitError:
             continue
         return fuzz
     return 0
 
 
-def _ambiguous(path: Path, index: Path, patch: Patch) -> str:
+def _ambiguous(index: Index, patch: Patch) -> str:
     """Return which hunk fits in several places, "" if each fits in one at most.
 
     git takes the nearest place, which may be another one in each release.
@@ -291,7 +286,7 @@ def _ambiguous(path: Path, index: Path, patch: Patch) -> str:
         if file.is_added_file:
             continue
         try:
-            lines = template.split(local(path, "show", f":{file.path}", index=index))
+            lines = template.split(index.read(file.path))
         except GitError:
             continue  # `git apply` will say so.
         for number, hunk in enumerate(file, 1):
