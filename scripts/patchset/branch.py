@@ -12,7 +12,7 @@ import email.utils
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,10 @@ from scripts.machine import git
 from scripts.machine.files import remove, short
 from scripts.machine.git import local, online
 from scripts.machine.terminal import listing
-from scripts.patchset import proof, series, template
+from scripts.patchset import hunks, proof, series, template
+from scripts.patchset.hunks import DIFF
 from scripts.patchset.index import BYTES, Index
 from scripts.patchset.series import Patch
-from scripts.patchset.trials import places
 from scripts.pins import settings as settings_module
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
@@ -339,7 +339,7 @@ def _texts(
     for path in series.files(settings, upstream):
         content = path.read_bytes().decode(errors=BYTES)
         filled = "".join(line.text for line in template.fill(content, variables, short(path)))
-        if f"\n{template.DIFF}" in filled:
+        if f"\n{DIFF}" in filled:
             old[_subject(filled)] = (path, content)
         else:
             texts[path.name] = content
@@ -386,132 +386,9 @@ def _mail(source: Source, commit: str, directory: str, number: int) -> tuple[str
         text = file.read_bytes().decode(errors=BYTES)
 
         def read(path: str) -> list[str]:
-            return template.split(git.blob(source.path, f"{commit}^", f"{directory}/{path}" if directory else path))
+            return hunks.split(git.blob(source.path, f"{commit}^", f"{directory}/{path}" if directory else path))
 
-        return file.name, _tidy(text, read)
-
-
-class _Hunk:
-    """A hunk while its context grows: index of its first line in the old file, and its lines."""
-
-    def __init__(self, start: int, body: list[str]) -> None:
-        self.start = start
-        self.body = body
-
-    @property
-    def old(self) -> list[str]:
-        return [line[1:] for line in self.body if line[0] in " -"]
-
-    @property
-    def growth(self) -> int:
-        return sum(line[0] == "+" for line in self.body) - sum(line[0] == "-" for line in self.body)
-
-
-def _tidy(text: str, read: Callable[[str], list[str]]) -> str:
-    """Return the patch `text` without what changes for no reason, with as much context as makes each hunk unique.
-
-    `read` returns the lines of a file before the patch.
-    """
-    lines = template.split(text)
-    result: list[str] = []
-    position = 0
-    path = ""
-    while position < len(lines):
-        line = lines[position]
-        if line.startswith("diff --git "):
-            path = ""
-        if line.startswith("--- a/") and result[-1].startswith(("diff --git ", "index ", "old mode", "new mode")):
-            path = line[len("--- a/") :].rstrip("\n")
-        if not template.HUNK.match(line):
-            if not (path == "" and re.fullmatch(r"index [0-9a-f]+\.\.[0-9a-f]+( \d+)?\n", line)):
-                result.append(line)
-            position += 1
-            continue
-        hunks, position = _hunks(lines, position)
-        result += _written(_grown(hunks, read(path)) if path else hunks)
-    return "".join(result)
-
-
-def _hunks(lines: Sequence[str], position: int) -> tuple[list[_Hunk], int]:
-    """Read the hunks of one file from `position` on; return them and the position behind."""
-    hunks: list[_Hunk] = []
-    while position < len(lines) and (match := template.HUNK.match(lines[position])):
-        start, old, new = int(match["old"]), int(match["old_length"] or 1), int(match["new_length"] or 1)
-        body: list[str] = []
-        position += 1
-        while position < len(lines) and (old > 0 or new > 0 or lines[position].startswith("\\")):
-            line = lines[position]
-            old -= line[0] in " -"
-            new -= line[0] in " +"
-            body.append(line)
-            position += 1
-        hunks.append(_Hunk(start - 1 if start and int(match["old_length"] or 1) else start, body))
-    return hunks, position
-
-
-def _grown(hunks: list[_Hunk], lines: list[str]) -> list[_Hunk]:
-    """Add lines of context to each hunk until it fits in one place of the old file only.
-
-    And until it has as many above as below: GNU patch takes fewer for the start or the end of the file.
-    """
-    index = 0
-    while index < len(hunks):
-        hunk = hunks[index]
-        while True:
-            above, below = _context(hunk.body), _context(hunk.body[::-1])
-            unique = len(places(lines, hunk.old)) <= 1
-            end = hunk.start + len(hunk.old)
-            top, bottom = hunk.start == 0, end == len(lines)
-            up = not top and (above < below or (not unique and (above == below or bottom)))
-            down = not bottom and (below < above or (not unique and (above == below or top)))
-            if not up and not down:
-                break
-            if up:
-                hunk.start -= 1
-                hunk.body.insert(0, f" {lines[hunk.start]}")
-            if down:
-                hunk.body.append(f" {lines[end]}")
-            index = _joined(hunks, index, lines)
-            hunk = hunks[index]
-        index += 1
-    return hunks
-
-
-def _context(body: Sequence[str]) -> int:
-    """Return how many lines of context `body` begins with."""
-    return next((number for number, line in enumerate(body) if not line.startswith(" ")), len(body))
-
-
-def _joined(hunks: list[_Hunk], index: int, lines: list[str]) -> int:
-    """Join the hunk at `index` with its neighbours if they meet; return where it is then."""
-    for first in (index, index - 1):
-        if 0 <= first < len(hunks) - 1:
-            one, other = hunks[first], hunks[first + 1]
-            overlap = one.start + len(one.old) - other.start
-            if overlap >= 0:
-                # Only context overlaps, so it can be dropped from the one that has just grown.
-                if first == index:
-                    one.body = one.body[: len(one.body) - overlap] + other.body
-                else:
-                    one.body += other.body[overlap:]
-                del hunks[first + 1]
-                index = first
-    return index
-
-
-def _written(hunks: Sequence[_Hunk]) -> list[str]:
-    """Return the lines of the `hunks` with headers like those of git, but no text behind."""
-    result = []
-    shift = 0
-    for hunk in hunks:
-        old = len(hunk.old)
-        new = old + hunk.growth
-        start = hunk.start + (1 if old else 0)
-        place = hunk.start + shift + (1 if new else 0)
-        header = f"@@ -{start},{old} +{place},{new} @@\n"
-        result += [template.short(header), *hunk.body]
-        shift += hunk.growth
-    return result
+        return file.name, hunks.tidy(text, read)
 
 
 def _directories(settings: Settings, upstream: str) -> tuple[Path, Path, Path]:

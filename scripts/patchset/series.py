@@ -23,7 +23,7 @@ from rich import get_console
 from rich.console import Console
 from rich.table import Table
 from unidiff.errors import UnidiffParseError
-from unidiff.patch import Line, PatchSet
+from unidiff.patch import PatchSet
 
 from scripts.errors import ToolkitError
 from scripts.machine import git
@@ -31,6 +31,7 @@ from scripts.machine.files import short
 from scripts.machine.git import Failure, GitError, Reason, in_mail, local
 from scripts.machine.terminal import listing
 from scripts.patchset import template
+from scripts.patchset.hunks import DIFF, context, new_lines, split
 from scripts.patchset.index import BYTES, Index
 from scripts.pins.releases import IN_TREE_VERSION, Version
 from scripts.pins.settings import Settings, Source
@@ -273,10 +274,10 @@ def render_file(settings: Settings, path: Path, upstream: str, directory: str) -
 
 def _moved(text: str, directory: str) -> str:
     """Return the patch `text` for a tree that has the upstream's sources in `directory`."""
-    lines = template.split(text)
+    lines = split(text)
     header = False
     for index, line in enumerate(lines):
-        header = line.startswith("diff --git ") or (header and not line.startswith("@@ "))
+        header = line.startswith(DIFF) or (header and not line.startswith("@@ "))
         if header:
             lines[index] = re.sub(r"(?<= )([ab])/", rf"\1/{directory}/", line)
     return "".join(lines)
@@ -372,11 +373,10 @@ def uneven(index: Index, patch: Patch) -> str:
     """
     for file in patch.diff:
         for number, hunk in enumerate(file, 1):
-            lines = [line for line in hunk if line.is_context or line.is_added or line.is_removed]
-            above, below = _context(lines), _context(lines[::-1])
+            above, below = context(hunk)
             if above == below:
                 continue
-            left = [line.value.rstrip("\n") for line in lines if not line.is_removed]
+            left = [line.rstrip("\n") for line in new_lines(hunk)]
             content = index.read(file.path).rstrip("\n").split("\n")
             if left == (content[: len(left)] if above < below else content[-len(left) :]):
                 continue
@@ -386,11 +386,6 @@ def uneven(index: Index, patch: Patch) -> str:
                 f"{'start' if above < below else 'end'} of the file, so the build can refuse it"
             )
     return ""
-
-
-def _context(lines: Sequence[Line]) -> int:
-    """Return how many lines of context `lines` begin with."""
-    return next((number for number, line in enumerate(lines) if not line.is_context), len(lines))
 
 
 def culprit(patch: Patch, reason: Reason) -> str:

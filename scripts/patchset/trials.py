@@ -14,14 +14,14 @@ from pathlib import Path
 from rich import get_console
 from rich.console import Console
 from rich.table import Table
-from unidiff.patch import Hunk
 
 from scripts.errors import ToolkitError
 from scripts.machine import git, terminal
 from scripts.machine.files import remove
 from scripts.machine.git import GitError, local
 from scripts.machine.terminal import listing
-from scripts.patchset import series, template
+from scripts.patchset import series
+from scripts.patchset.hunks import context, new_lines, old_lines, places, split
 from scripts.patchset.index import Index
 from scripts.patchset.series import Patch
 from scripts.pins import releases
@@ -265,9 +265,7 @@ def _try(path: Path, task: _Task) -> Trial:
 
 def _fuzz(index: Index, patch: Patch) -> int:
     """Return how many lines of context have to be ignored, 0 if even that does not help."""
-    leading = [
-        next((i for i, line in enumerate(hunk) if not line.is_context), 0) for file in patch.diff for hunk in file
-    ]
+    leading = [context(hunk)[0] for file in patch.diff for hunk in file]
     for fuzz in range(1, max(leading, default=0) + 1):
         try:
             index.apply(patch.text, max(leading) - fuzz)
@@ -286,7 +284,7 @@ def _ambiguous(index: Index, patch: Patch) -> str:
         if file.is_added_file:
             continue
         try:
-            lines = template.split(index.read(file.path))
+            lines = split(index.read(file.path))
         except GitError:
             continue  # `git apply` will say so.
         for number, hunk in enumerate(file, 1):
@@ -297,23 +295,3 @@ def _ambiguous(index: Index, patch: Patch) -> str:
             if found:
                 lines[found[0] : found[0] + hunk.source_length] = new_lines(hunk)
     return ""
-
-
-def old_lines(hunk: Hunk) -> list[str]:
-    """Return the lines that `hunk` expects, with their ends."""
-    return [line.value for line in hunk if line.is_context or line.is_removed]
-
-
-def new_lines(hunk: Hunk) -> list[str]:
-    """Return the lines that `hunk` leaves, with their ends."""
-    return [line.value for line in hunk if line.is_context or line.is_added]
-
-
-def places(lines: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """Return the indices at which `wanted` occurs in `lines`."""
-    length = len(wanted)
-    return [
-        start
-        for start, line in enumerate(lines[: len(lines) - length + 1])
-        if line == wanted[0] and list(lines[start : start + length]) == list(wanted)
-    ]
