@@ -392,9 +392,12 @@ def _mail(source: Source, commit: str, directory: str, number: int) -> tuple[str
 
 
 def _directories(settings: Settings, upstream: str) -> tuple[Path, Path, Path]:
-    """Return the directory of the series of `upstream`, and where a new and the old one are while it is replaced."""
-    parent = settings.build_directory / "export"
-    return settings.patches / upstream, parent / f"{upstream}.new", parent / f"{upstream}.old"
+    """Return the directory of the series of `upstream`, and where a new and the old one are while it is replaced.
+
+    They are next to it: a rename does not lead to another file system.
+    """
+    target = settings.patches / upstream
+    return target, target.with_name(f".{upstream}.new"), target.with_name(f".{upstream}.old")
 
 
 def _write(settings: Settings, item: Exported) -> None:
@@ -402,7 +405,7 @@ def _write(settings: Settings, item: Exported) -> None:
     target, new, old = _directories(settings, item.upstream)
     remove(new)
     remove(old)
-    new.mkdir(parents=True)
+    new.mkdir()
     for name, text in item.texts.items():
         (new / name).write_bytes(text.encode(errors=BYTES))
     if target.exists():

@@ -222,7 +222,8 @@ def files(settings: Settings, upstream: str) -> list[Path]:
     known = {name for item in settings.sources for name in (item.name, *dict(item.carried))}
     trees.require_series(settings)
     for directory in settings.patches.iterdir():
-        if directory.is_dir() and directory.name not in known:
+        # An export that was killed leaves hidden ones.
+        if directory.is_dir() and directory.name not in known and not directory.name.startswith("."):
             raise ToolkitError(f"{short(directory)}: there is no source of that name, use {listing(sorted(known))}")
     found = sorted((settings.patches / upstream).glob("*.patch"))
     for path in found:

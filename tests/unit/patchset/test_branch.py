@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 import shutil
@@ -515,6 +516,25 @@ def test_interrupted_export_is_taken_back(prepared: Settings, monkeypatch: pytes
     after = files(prepared)
     assert {name: after[name] for name in before} == before
     assert [Path(name).name for name in after if name not in before] == ["0003-Fourth.patch"]
+
+
+def test_export_needs_no_rename_to_another_file_system(prepared: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    edited(tree(prepared) / "README", 1)
+    commit_all(tree(prepared), "Fourth")
+
+    def across(rename: Callable[..., None]) -> Callable[..., None]:
+        def renamed(one: str | os.PathLike[str], other: str | os.PathLike[str], **options: int) -> None:
+            if len({Path(path).is_relative_to(prepared.patches) for path in (one, other)}) == 2:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(one), None, str(other))
+            rename(one, other, **options)
+
+        return renamed
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, across(getattr(os, name)))
+    branch.export_series(prepared)
+    assert patch_file(prepared, "0003").name == "0003-Fourth.patch"
+    assert sorted(path.name for path in prepared.patches.iterdir()) == ["one", "two"]
 
 
 def test_real_series_is_byte_identical(real_settings: Settings, tmp_path: Path, root: Path) -> None:
