@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,10 +95,10 @@ def clone(settings: Settings, console: Console | None = None) -> list[Cloned]:
 
     Raises ToolkitError if a source is unreachable, if its tag is not the
     pinned commit, or if a tree that another pin asks to replace has local
-    changes. A tree is complete or absent, whatever happens.
+    changes. Whatever happens, all trees are those of the pins then, or all are
+    what they were.
     """
     console = console or get_console()
-    results = []
     # The modules that the series changes are part of the tree.
     require_series(settings)
     with locked(settings, console, make=True):
@@ -106,10 +106,8 @@ def clone(settings: Settings, console: Console | None = None) -> list[Cloned]:
         for source in settings.sources:
             if current[source.name]:
                 console.print(f"{source.name}: already at {version(source)}", soft_wrap=True)
-                results.append(Cloned(source, fresh=False))
-            else:
-                results.append(_clone(source, console))
-    return results
+        cloned = _clone([source for source in settings.sources if not current[source.name]], console)
+    return [cloned.get(source.name, Cloned(source, fresh=False)) for source in settings.sources]
 
 
 @contextmanager
@@ -315,28 +313,51 @@ def _is_current(source: Source) -> bool:
     return True
 
 
-def _clone(source: Source, console: Console) -> Cloned:
-    start = time.monotonic()
-    # Of its own: the git of a run that was killed may go on for a while.
-    partial, old = (source.path.with_name(f".{source.name}.{os.getpid()}.{suffix}") for suffix in ("partial", "old"))
-    source.path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in source.path.parent.glob(f".{source.name}.*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        _fill(source, partial, console)
-        # Both renames or, if a signal comes in between, a clone at the next run.
-        if source.path.exists():
-            source.path.rename(old)
-        partial.rename(source.path)
-    finally:
-        for leftover in (partial, old):
+def _place(source: Source, suffix: str) -> Path:
+    """Return where a tree is while it is replaced; of its own: the git of a killed run may go on for a while."""
+    return source.path.with_name(f".{source.name}.{os.getpid()}.{suffix}")
+
+
+def _clone(sources: Sequence[Source], console: Console) -> dict[str, Cloned]:
+    """Clone all of the `sources`, and only then put them in the place of what is there; return the outcomes by name."""
+    found = {}
+    moved: list[Source] = []
+    for source in sources:
+        source.path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in source.path.parent.glob(f".{source.name}.*"):
             shutil.rmtree(leftover, ignore_errors=True)
-    size = sum(file.stat().st_size for file in (source.path / ".git").rglob("*") if file.is_file())
-    seconds = time.monotonic() - start
-    console.print(
-        f"{source.name}: cloned {version(source)} in {seconds:.1f} s, {size / 1e6:.1f} MB in .git", soft_wrap=True
-    )
-    return Cloned(source, True, seconds, size)
+    try:
+        for source in sources:
+            start = time.monotonic()
+            _fill(source, _place(source, "partial"), console)
+            seconds = time.monotonic() - start
+            files = (_place(source, "partial") / ".git").rglob("*")
+            size = sum(file.stat().st_size for file in files if file.is_file())
+            found[source.name] = Cloned(source, True, seconds, size)
+        for source in sources:
+            moved.append(source)
+            if source.path.exists():
+                source.path.rename(_place(source, "old"))
+            _place(source, "partial").rename(source.path)
+    except BaseException:
+        for source in moved:
+            if (old := _place(source, "old")).exists():
+                if source.path.exists():
+                    source.path.rename(_place(source, "partial"))
+                old.rename(source.path)
+            elif not _place(source, "partial").exists():
+                source.path.rename(_place(source, "partial"))
+        raise
+    finally:
+        for source in sources:
+            for suffix in ("partial", "old"):
+                shutil.rmtree(_place(source, suffix), ignore_errors=True)
+    for source, outcome in zip(sources, found.values(), strict=True):
+        console.print(
+            f"{source.name}: cloned {version(source)} in {outcome.seconds:.1f} s, {outcome.size / 1e6:.1f} MB in .git",
+            soft_wrap=True,
+        )
+    return found
 
 
 def _fill(source: Source, path: Path, console: Console) -> None:
