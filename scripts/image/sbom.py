@@ -19,6 +19,7 @@ from packageurl import PackageURL
 
 from scripts.machine.engine import LABEL
 from scripts.patchset import series
+from scripts.patchset.index import BYTES
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
 
@@ -128,7 +129,7 @@ def _file(source: Source, patch: series.Patch) -> str:
 
 
 def _sha256(patch: series.Patch) -> str:
-    return hashlib.sha256(patch.text.encode(errors=series.BYTES)).hexdigest()
+    return hashlib.sha256(patch.text.encode(errors=BYTES)).hexdigest()
 
 
 def _package(package: Package, distro: str) -> Component:

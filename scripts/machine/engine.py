@@ -42,8 +42,8 @@ def connect(timeout: int = 60) -> Iterator[docker.DockerClient]:
     except (DockerException, RequestException, ValueError) as error:
         where = os.environ.get("DOCKER_HOST", "its socket")
         raise ToolkitError(
-            f"Docker engine not reachable at {where} ({_cause(error)}): start it (`systemctl start docker`), "
-            "join the group docker, or set DOCKER_HOST"
+            f"Docker engine not reachable at {where} ({_cause(error)})",
+            "start it (`systemctl start docker`), join the group docker, or set DOCKER_HOST",
         ) from error
     try:
         yield client
@@ -147,14 +147,15 @@ def compose_command() -> str:
             if outcome.returncode == 0:
                 return command
     raise ToolkitError(
-        "neither `docker compose` nor `docker-compose` works: install Docker Compose (`apt-get install docker-compose`)"
+        "neither `docker compose` nor `docker-compose` works",
+        "install Docker Compose (`apt-get install docker-compose`)",
     )
 
 
 def check_command() -> None:
     """Raise ToolkitError if there is no docker command; builds and logins are its work."""
     if shutil.which("docker") is None:
-        raise ToolkitError("there is no docker command: install Docker (`apt-get install docker.io`)")
+        raise ToolkitError("there is no docker command", "install Docker (`apt-get install docker.io`)")
 
 
 def _cause(error: BaseException) -> str:

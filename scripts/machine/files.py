@@ -56,12 +56,12 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ToolkitError(f"{path.name}: {error.strerror}: take it back (`git checkout {short(path)}`)") from error
+        raise ToolkitError(f"{path.name}: {error.strerror}", f"take it back (`git checkout {short(path)}`)") from error
     except UnicodeDecodeError as error:
-        raise ToolkitError(f"{path.name}: is not UTF-8 ({error.reason}): save it as that") from error
+        raise ToolkitError(f"{path.name}: is not UTF-8 ({error.reason})", "save it as that") from error
     except MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         problem = " ".join(str(error.problem).split())
-        raise ToolkitError(f"{path.name}: is not YAML ({where}{problem}): correct it") from error
+        raise ToolkitError(f"{path.name}: is not YAML ({where}{problem})", "correct it") from error
     except YAMLError as error:
-        raise ToolkitError(f"{path.name}: is not YAML ({' '.join(str(error).split())}): correct it") from error
+        raise ToolkitError(f"{path.name}: is not YAML ({' '.join(str(error).split())})", "correct it") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import re
 import shlex
@@ -25,24 +26,84 @@ GIT = (
 )  # fmt: skip
 
 
-class GitError(ToolkitError):
-    """A git that failed: `what` it was, and its own `reason`."""
+# How each kind of failure reads in git's own words, which are English: GitPython sets LC_ALL.
+OFFSET = re.compile(r"^Hunk #\d+ succeeded at \d+ \(offset (-?\d+) lines?\)", re.MULTILINE)
+SEARCHED = re.compile(r"^error: while searching for:\n.*?(?=^error: patch failed: )", re.MULTILINE | re.DOTALL)
 
-    def __init__(self, what: str, reason: str) -> None:
-        super().__init__(f"{what}: {reason}")
+
+class Failure(enum.Enum):
+    """What a git failed of."""
+
+    CORRUPT_PATCH = enum.auto()
+    DOES_NOT_APPLY = enum.auto()
+    UNKNOWN_REFERENCE = enum.auto()
+    UNKNOWN_OBJECT = enum.auto()
+    FOREIGN_OWNER = enum.auto()
+    FULL_DISK = enum.auto()
+    NO_ANSWER = enum.auto()
+    OTHER = enum.auto()
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a git failed: the `kind` of failure, and git's own words for it, on one line and without its prefix.
+
+    `subject` is what it is about: the file of a hunk that does not apply, the
+    commit or file (40 hexadecimal digits) that the other side lacks, the
+    directory that somebody else owns, what the system says of a disk. `line` is
+    that of the hunk in its file, or that of a patch that git can't read. Both
+    are empty and 0 where git does not say.
+    """
+
+    kind: Failure
+    text: str
+    subject: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        return self.text
+
+
+# What git writes if a failure is of a kind; the first that is found holds.
+KINDS = (
+    (
+        Failure.FULL_DISK,
+        re.compile(
+            r"(?P<subject>No space left on device|Disk quota exceeded|Read-only file system|unable to write file.*)"
+        ),
+    ),
+    (Failure.NO_ANSWER, re.compile("Timeout")),
+    (Failure.FOREIGN_OWNER, re.compile(r"dubious ownership in repository at '(?P<subject>[^\n]+)'")),
+    (Failure.UNKNOWN_OBJECT, re.compile(r"not our ref (?P<subject>[0-9a-f]{40})")),
+    (Failure.UNKNOWN_REFERENCE, re.compile(r"couldn't find remote ref")),
+    (
+        Failure.CORRUPT_PATCH,
+        re.compile(r"(?:corrupt patch|garbage) at (?:line |\S+:)(?P<line>\d+)$", re.MULTILINE),
+    ),
+    (Failure.DOES_NOT_APPLY, re.compile(r"patch failed: (?P<subject>.+):(?P<line>\d+)")),
+    (
+        Failure.DOES_NOT_APPLY,
+        re.compile(r"patch failed|does not apply|(?:does not exist|already exists) in|does not match index"),
+    ),
+)
+
+
+class GitError(ToolkitError):
+    """A git that failed: `call` says which, `reason` why."""
+
+    def __init__(self, call: str, reason: Reason) -> None:
+        super().__init__(f"{call}: {reason}")
+        self.call = call
         self.reason = reason
 
 
-def local(
-    path: Path, *arguments: str, index: Path | None = None, env: dict[str, str] | None = None, errors: bool = False
-) -> str:
-    """Run git in the tree `path` and return its output, or with `errors` what it writes to stderr.
+def local(path: Path, *arguments: str, index: Path | None = None, env: dict[str, str] | None = None) -> str:
+    """Run git in the tree `path` and return its output.
 
     Neither the network, the user's configuration nor a hook has a part in it;
-    `index` stands in for the tree's index. Raises ToolkitError on failure.
+    `index` stands in for the tree's index. Raises GitError on failure.
     """
-    output, told = _git(path, arguments, {**environment(path, index), **(env or {})})
-    return told if errors else output
+    return _git(path, arguments, {**environment(path, index), **(env or {})})[0]
 
 
 def blob(path: Path, commit: str, file: str) -> str:
@@ -61,9 +122,22 @@ def blob(path: Path, commit: str, file: str) -> str:
 def online(path: Path, *arguments: str, index: Path | None = None, env: dict[str, str] | None = None) -> str:
     """Run git in the tree `path` as the user would, and return its output.
 
-    It can fetch objects that the tree lacks. Raises ToolkitError on failure.
+    It can fetch objects that the tree lacks. Raises GitError on failure.
     """
     return _git(path, arguments, {**network_environment(path, index), **(env or {})})[0]
+
+
+def apply(path: Path, mail: Path, index: Path, context: int | None = None, fetch: bool = False) -> int:
+    """Apply the patch file `mail` to the `index` of the tree `path`; return how far git moved a hunk, in lines.
+
+    `context` is the number of lines around a change that must match (None:
+    all); with `fetch` git may fetch the files that the tree lacks. Raises
+    GitError on failure; the index is then what it was.
+    """
+    options = [f"-C{context}"] if context is not None else []
+    arguments = ("apply", "--cached", "--verbose", "--whitespace=nowarn", *options, str(mail))
+    _, told = _git(path, arguments, (network_environment if fetch else environment)(path, index))
+    return max((abs(int(lines)) for lines in OFFSET.findall(told)), default=0)
 
 
 def _git(path: Path, arguments: Sequence[str], environment: dict[str, str]) -> tuple[str, str]:
@@ -107,17 +181,21 @@ def in_mail(mail: Path) -> Mail:
     return Mail(author, address, date, subject, message.read_text(errors="surrogateescape"))
 
 
-def reason(error: GitCommandError) -> str:
-    """Return git's own reason for a failure, without its prefix, on one line."""
+def reason(error: GitCommandError) -> Reason:
+    """Return why git failed: the one place that reads what it writes to stderr."""
     text = re.sub(r"^\s*stderr: '|'\s*$", "", str(error.stderr or "")).strip()
+    # With --verbose, `git apply` shows the lines that it looked for before it says where.
+    text = SEARCHED.sub("", text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith(("fatal: ", "error: ", "ERROR: "))]
-    # With --verbose, `git apply` shows what it looked for before it says where.
-    told = [line for line in told if line != "error: while searching for:"]
-    line = (told or lines or [f"exit status {error.status}"])[0]
-    if "Timeout" in text:
-        line = "no answer in time"
-    return re.sub(r"^(fatal|error|ERROR): ", "", line)
+    line = re.sub(r"^(fatal|error|ERROR): ", "", (told or lines or [f"exit status {error.status}"])[0])
+    for kind, words in KINDS:
+        if match := words.search(text):
+            found = match.groupdict()
+            if kind is Failure.NO_ANSWER:
+                line = "no answer in time"
+            return Reason(kind, line, found.get("subject") or "", int(found.get("line") or 0))
+    return Reason(Failure.OTHER, line)
 
 
 def end(process: int) -> None:
@@ -167,6 +245,6 @@ def is_ancestor(path: Path, commit: str) -> bool:
     """Return whether the checked-out commit of the tree `path` stands on `commit`."""
     try:
         local(path, "merge-base", "--is-ancestor", commit, "HEAD")
-    except ToolkitError:
+    except GitError:
         return False
     return True

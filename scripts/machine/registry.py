@@ -44,14 +44,18 @@ def login(repository: str, console: Console | None = None) -> None:
     registry = host(repository)
     for variable in (USER, PASSWORD):
         if not os.environ.get(variable):
-            raise ToolkitError(f"the environment variable {variable} is not set: it is needed to log in to {registry}")
+            raise ToolkitError(
+                f"the environment variable {variable} is not set", f"it is needed to log in to {registry}"
+            )
     user, password = os.environ[USER], os.environ[PASSWORD]
     result = _docker("login", "--username", user, "--password-stdin", registry, password=password)
     if result.returncode:
         told = " ".join(result.stderr.replace(password, "***").split())
         if not _is_denied(told):
-            raise ToolkitError(f"cannot log in to {registry} ({told}): check the network and the name of the registry")
-        raise ToolkitError(f"{registry} refuses the login of {user} ({told}): check {USER} and {PASSWORD}")
+            raise ToolkitError(
+                f"cannot log in to {registry} ({told})", "check the network and the name of the registry"
+            )
+        raise ToolkitError(f"{registry} refuses the login of {user} ({told})", f"check {USER} and {PASSWORD}")
     console.print(f"logged in to {registry} as {user}", highlight=False, soft_wrap=True)
 
 
@@ -105,7 +109,7 @@ def push(client: DockerClient, image: Image, reference: str) -> str:
                 raise _refused(reference, " ".join(str(line["error"]).split()))
             found = (line.get("aux") or {}).get("Digest", found)
         if not found:
-            raise ToolkitError(f"{reference}: Docker did not say which digest it pushed: push again")
+            raise ToolkitError(f"{reference}: Docker did not say which digest it pushed", "push again")
         return str(found)
 
 
@@ -133,7 +137,7 @@ def _refused(reference: str, why: str) -> ToolkitError:
     registry = host(reference)
     # "server gave HTTP response" and the like tell enough by themselves.
     remedy = "log in (`inv login`) and see that the repository exists" if _is_denied(why) else "check the network"
-    return ToolkitError(f"{reference}: {registry} does not answer as it should ({why}): {remedy}")
+    return ToolkitError(f"{reference}: {registry} does not answer as it should ({why})", remedy)
 
 
 def _is_denied(why: str) -> bool:

@@ -12,7 +12,7 @@ import email.utils
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,10 @@ from scripts.machine import git
 from scripts.machine.files import remove, short
 from scripts.machine.git import local, online
 from scripts.machine.terminal import listing
-from scripts.patchset import proof, series, template
-from scripts.patchset.series import BYTES, Patch
-from scripts.patchset.trials import places
+from scripts.patchset import hunks, proof, series, template
+from scripts.patchset.hunks import DIFF
+from scripts.patchset.index import BYTES, Index
+from scripts.patchset.series import Patch
 from scripts.pins import settings as settings_module
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
@@ -106,7 +107,7 @@ def export_series(settings: Settings, console: Console | None = None, base: Sett
     console = console or get_console()
     if settings.excluded_patches:
         raise ToolkitError(
-            f"setting 'patches.exclude' leaves out {listing(settings.excluded_patches)}: export without it"
+            f"setting 'patches.exclude' leaves out {listing(settings.excluded_patches)}", "export without it"
         )
     with trees.locked(settings, console):
         _recover(settings)
@@ -166,9 +167,9 @@ def _check_branch(source: Source) -> None:
     lines = local(source.path, "log", "--format=%ce%x09%h %s", BRANCH, f"^{source.commit}").splitlines()
     if mine := [line.split("\t", 1)[1] for line in lines if line.split("\t")[0] != COMMITTER_EMAIL]:
         raise ToolkitError(
-            f"{source.name}: branch {BRANCH} in {short(source.path)} has commits of yours ({listing(mine)}): check it "
-            "out and run `inv patches-export`, or rename it "
-            f"(`{git.git_in(source.path)} branch -m {BRANCH} NAME`)"
+            f"{source.name}: branch {BRANCH} in {short(source.path)} has commits of yours ({listing(mine)})",
+            "check it out and run `inv patches-export`, or rename it "
+            f"(`{git.git_in(source.path)} branch -m {BRANCH} NAME`)",
         )
 
 
@@ -218,17 +219,11 @@ def _carry_over(
 def _commit_all(source: Source, parent: str, patches: Sequence[Patch]) -> list[str]:
     """Commit the `patches` on `parent` without touching the tree; return the commits."""
     commits = []
-    with tempfile.TemporaryDirectory() as directory:
-        index, mail = Path(directory) / "index", Path(directory) / "mail"
-        local(source.path, "read-tree", parent, index=index)
+    with Index.at(source.path, parent) as index:
         for patch in patches:
-            mail.write_text(patch.text, errors=BYTES)
-            online(source.path, "apply", "--cached", "--whitespace=nowarn", str(mail), index=index)
-            tree = local(source.path, "write-tree", "--missing-ok", index=index).strip()
-            parent = local(
-                source.path, "commit-tree", tree, "-p", parent, "-F", str(_message(mail)), env=_author(patch)
-            )
-            parent = parent.strip()
+            index.apply(patch.text, fetch=True)
+            message, author = str(_message(index.mail)), _author(patch)
+            parent = local(source.path, "commit-tree", index.tree(), "-p", parent, "-F", message, env=author).strip()
             commits.append(parent)
     return commits
 
@@ -279,16 +274,17 @@ def _commits(source: Source) -> list[str]:
     trees.check_idle(source)
     if changed := trees.changes(source):
         raise ToolkitError(
-            f"{source.name}: {short(source.path)} has uncommitted changes ({listing(changed)}): "
-            "commit them, to the patch they belong to (`git rebase -i`), or discard them"
+            f"{source.name}: {short(source.path)} has uncommitted changes ({listing(changed)})",
+            "commit them, to the patch they belong to (`git rebase -i`), or discard them",
         )
     if tree.head != tree.pin and not git.is_ancestor(source.path, tree.pin):
         raise ToolkitError(
             f"{source.name}: {tree.head[:12]} in {short(source.path)} does not stand on the pin {tree.pin[:12]} "
-            f"(or the history is too shallow to tell): check out the branch {BRANCH}, or rebase it onto the pin"
+            "(or the history is too shallow to tell)",
+            f"check out the branch {BRANCH}, or rebase it onto the pin",
         )
     if merges := local(source.path, "rev-list", "--merges", f"{tree.pin}..HEAD").split():
-        raise ToolkitError(f"{source.name}: {merges[0][:12]} is a merge, which is no patch: rebase it away")
+        raise ToolkitError(f"{source.name}: {merges[0][:12]} is a merge, which is no patch", "rebase it away")
     return local(source.path, "rev-list", "--reverse", f"{tree.pin}..HEAD").split()
 
 
@@ -297,14 +293,14 @@ def _check_imported(settings: Settings, source: Source, commits: Sequence[str]) 
     patches = series.render(settings, source)
     if patches and not commits:
         raise ToolkitError(
-            f"{source.name}: {short(source.path)} is at the pin, and would leave no patches: run `inv patches-import`, "
-            f"or check out the branch {BRANCH}"
+            f"{source.name}: {short(source.path)} is at the pin, and would leave no patches",
+            f"run `inv patches-import`, or check out the branch {BRANCH}",
         )
     if patches and trees.require(source).config.get("series") != series.patches_hash(patches):
         raise ToolkitError(
-            f"{source.name}: {short(settings.patches)} has changed since the import into {short(source.path)}: "
+            f"{source.name}: {short(settings.patches)} has changed since the import into {short(source.path)}",
             f"save your commits (`{git.git_in(source.path)} branch NAME`), run `inv patches-import` and pick them "
-            "again"
+            "again",
         )
 
 
@@ -317,8 +313,10 @@ def _owner(source: Source, commit: str) -> str:
         if file
     }
     if len(owners) != 1:
-        what = f"changes files of {' and '.join(sorted(owners))}: split it" if owners else "changes nothing: drop it"
-        raise ToolkitError(f"{source.name}: commit {commit[:12]} in {short(source.path)} {what}")
+        what = f"changes files of {' and '.join(sorted(owners))}" if owners else "changes nothing"
+        raise ToolkitError(
+            f"{source.name}: commit {commit[:12]} in {short(source.path)} {what}", "split it" if owners else "drop it"
+        )
     return owners.pop()
 
 
@@ -341,7 +339,7 @@ def _texts(
     for path in series.files(settings, upstream):
         content = path.read_bytes().decode(errors=BYTES)
         filled = "".join(line.text for line in template.fill(content, variables, short(path)))
-        if f"\n{template.DIFF}" in filled:
+        if f"\n{DIFF}" in filled:
             old[_subject(filled)] = (path, content)
         else:
             texts[path.name] = content
@@ -388,138 +386,18 @@ def _mail(source: Source, commit: str, directory: str, number: int) -> tuple[str
         text = file.read_bytes().decode(errors=BYTES)
 
         def read(path: str) -> list[str]:
-            return template.split(git.blob(source.path, f"{commit}^", f"{directory}/{path}" if directory else path))
+            return hunks.split(git.blob(source.path, f"{commit}^", f"{directory}/{path}" if directory else path))
 
-        return file.name, _tidy(text, read)
-
-
-class _Hunk:
-    """A hunk while its context grows: index of its first line in the old file, and its lines."""
-
-    def __init__(self, start: int, body: list[str]) -> None:
-        self.start = start
-        self.body = body
-
-    @property
-    def old(self) -> list[str]:
-        return [line[1:] for line in self.body if line[0] in " -"]
-
-    @property
-    def growth(self) -> int:
-        return sum(line[0] == "+" for line in self.body) - sum(line[0] == "-" for line in self.body)
-
-
-def _tidy(text: str, read: Callable[[str], list[str]]) -> str:
-    """Return the patch `text` without what changes for no reason, with as much context as makes each hunk unique.
-
-    `read` returns the lines of a file before the patch.
-    """
-    lines = template.split(text)
-    result: list[str] = []
-    position = 0
-    path = ""
-    while position < len(lines):
-        line = lines[position]
-        if line.startswith("diff --git "):
-            path = ""
-        if line.startswith("--- a/") and result[-1].startswith(("diff --git ", "index ", "old mode", "new mode")):
-            path = line[len("--- a/") :].rstrip("\n")
-        if not template.HUNK.match(line):
-            if not (path == "" and re.fullmatch(r"index [0-9a-f]+\.\.[0-9a-f]+( \d+)?\n", line)):
-                result.append(line)
-            position += 1
-            continue
-        hunks, position = _hunks(lines, position)
-        result += _written(_grown(hunks, read(path)) if path else hunks)
-    return "".join(result)
-
-
-def _hunks(lines: Sequence[str], position: int) -> tuple[list[_Hunk], int]:
-    """Read the hunks of one file from `position` on; return them and the position behind."""
-    hunks: list[_Hunk] = []
-    while position < len(lines) and (match := template.HUNK.match(lines[position])):
-        start, old, new = int(match["old"]), int(match["old_length"] or 1), int(match["new_length"] or 1)
-        body: list[str] = []
-        position += 1
-        while position < len(lines) and (old > 0 or new > 0 or lines[position].startswith("\\")):
-            line = lines[position]
-            old -= line[0] in " -"
-            new -= line[0] in " +"
-            body.append(line)
-            position += 1
-        hunks.append(_Hunk(start - 1 if start and int(match["old_length"] or 1) else start, body))
-    return hunks, position
-
-
-def _grown(hunks: list[_Hunk], lines: list[str]) -> list[_Hunk]:
-    """Add lines of context to each hunk until it fits in one place of the old file only.
-
-    And until it has as many above as below: GNU patch takes fewer for the start or the end of the file.
-    """
-    index = 0
-    while index < len(hunks):
-        hunk = hunks[index]
-        while True:
-            above, below = _context(hunk.body), _context(hunk.body[::-1])
-            unique = len(places(lines, hunk.old)) <= 1
-            end = hunk.start + len(hunk.old)
-            top, bottom = hunk.start == 0, end == len(lines)
-            up = not top and (above < below or (not unique and (above == below or bottom)))
-            down = not bottom and (below < above or (not unique and (above == below or top)))
-            if not up and not down:
-                break
-            if up:
-                hunk.start -= 1
-                hunk.body.insert(0, f" {lines[hunk.start]}")
-            if down:
-                hunk.body.append(f" {lines[end]}")
-            index = _joined(hunks, index, lines)
-            hunk = hunks[index]
-        index += 1
-    return hunks
-
-
-def _context(body: Sequence[str]) -> int:
-    """Return how many lines of context `body` begins with."""
-    return next((number for number, line in enumerate(body) if not line.startswith(" ")), len(body))
-
-
-def _joined(hunks: list[_Hunk], index: int, lines: list[str]) -> int:
-    """Join the hunk at `index` with its neighbours if they meet; return where it is then."""
-    for first in (index, index - 1):
-        if 0 <= first < len(hunks) - 1:
-            one, other = hunks[first], hunks[first + 1]
-            overlap = one.start + len(one.old) - other.start
-            if overlap >= 0:
-                # Only context overlaps, so it can be dropped from the one that has just grown.
-                if first == index:
-                    one.body = one.body[: len(one.body) - overlap] + other.body
-                else:
-                    one.body += other.body[overlap:]
-                del hunks[first + 1]
-                index = first
-    return index
-
-
-def _written(hunks: Sequence[_Hunk]) -> list[str]:
-    """Return the lines of the `hunks` with headers like those of git, but no text behind."""
-    result = []
-    shift = 0
-    for hunk in hunks:
-        old = len(hunk.old)
-        new = old + hunk.growth
-        start = hunk.start + (1 if old else 0)
-        place = hunk.start + shift + (1 if new else 0)
-        header = f"@@ -{start},{old} +{place},{new} @@\n"
-        result += [template.short(header), *hunk.body]
-        shift += hunk.growth
-    return result
+        return file.name, hunks.tidy(text, read)
 
 
 def _directories(settings: Settings, upstream: str) -> tuple[Path, Path, Path]:
-    """Return the directory of the series of `upstream`, and where a new and the old one are while it is replaced."""
-    parent = settings.build_directory / "export"
-    return settings.patches / upstream, parent / f"{upstream}.new", parent / f"{upstream}.old"
+    """Return the directory of the series of `upstream`, and where a new and the old one are while it is replaced.
+
+    They are next to it: a rename does not lead to another file system.
+    """
+    target = settings.patches / upstream
+    return target, target.with_name(f".{upstream}.new"), target.with_name(f".{upstream}.old")
 
 
 def _write(settings: Settings, item: Exported) -> None:
@@ -527,7 +405,7 @@ def _write(settings: Settings, item: Exported) -> None:
     target, new, old = _directories(settings, item.upstream)
     remove(new)
     remove(old)
-    new.mkdir(parents=True)
+    new.mkdir()
     for name, text in item.texts.items():
         (new / name).write_bytes(text.encode(errors=BYTES))
     if target.exists():
@@ -563,7 +441,7 @@ def _adopt(settings: Settings, source: Source) -> None:
         series.apply_source(source, patches)
         if local(source.path, "rev-parse", "HEAD^{tree}").strip() != before:
             raise ToolkitError(
-                f"{source.name}: the exported series does not make the tree of {tree.head[:12]} again: "
-                "take the patches back (`git checkout patches`) and report this"
+                f"{source.name}: the exported series does not make the tree of {tree.head[:12]} again",
+                "take the patches back (`git checkout patches`) and report this",
             )
         local(source.path, "checkout", "--quiet", "-B", BRANCH)

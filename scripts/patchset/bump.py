@@ -46,8 +46,8 @@ def bump(
     current = settings.source("freeswitch")
     if TAG.fullmatch(tag) and TAG.fullmatch(current.tag) and Version(tag) < Version(current.tag):
         raise ToolkitError(
-            f"{tag} is older than the pinned {current.tag}, and needs more than other pins: nothing was changed, "
-            f"use it with --freeswitch {tag} on each task"
+            f"{tag} is older than the pinned {current.tag}, and needs more than other pins",
+            f"nothing was changed, use it with --freeswitch {tag} on each task",
         )
     freeswitch = _with_tags(settings, current, known.freeswitch, tag)
     sofia = _with_tags(settings, settings.source("sofia-sip"), known.sofia_sip)
@@ -95,12 +95,15 @@ def _with_tags(settings: Settings, source: Source, known: Mapping[str, Release],
     """Return `known` with the tags of the upstream that are newer, and `tag`, in order."""
     tags = _tags(source)
     if tag and tag not in tags and tag not in known:
-        raise ToolkitError(f"{source.name}: {source.url} has no tag {tag}: its newest are {listing(list(tags)[-5:])}")
+        raise ToolkitError(
+            f"{source.name}: {source.url} has no tag {tag}", f"its newest are {listing(list(tags)[-5:])}"
+        )
     for name, commit in tags.items():
         if name in known and known[name].commit != commit:
             raise ToolkitError(
                 f"{source.name}: tag {name} of {source.url} is commit {commit}, but releases.yaml has "
-                f"{known[name].commit}: check what moved the tag, then correct releases.yaml"
+                f"{known[name].commit}",
+                "check what moved the tag, then correct releases.yaml",
             )
     newest = max((Version(name) for name in known if TAG.fullmatch(name)), default=Version("0"))
     new = [name for name in tags if name not in known and (Version(name) > newest or name == tag)]
@@ -145,7 +148,7 @@ def _write(pair: Pair, known: Releases, pins: Path, table: Path) -> None:
             text, count = re.subn(pattern, rf"\g<1>{tag}\n    commit: {release.commit}", text)
             if count != 1:
                 raise ToolkitError(
-                    f"{short(pins)}: sources.{key} has no tag and commit below each other: set them there"
+                    f"{short(pins)}: sources.{key} has no tag and commit below each other", "set them there"
                 )
     listed = table.read_text()
     for key, every in (("freeswitch", known.freeswitch), ("sofia_sip", known.sofia_sip)):

@@ -13,8 +13,11 @@ from scripts.errors import ToolkitError
 from scripts.machine.files import short
 from scripts.machine.git import in_mail, local
 from scripts.patchset import series
-from scripts.patchset.series import BYTES, Patch
+from scripts.patchset.index import BYTES, Index
 from scripts.pins.settings import Settings, Source
+
+# What a message is, so that a mail can hold it.
+MESSAGE = "; a message has words, no [brackets] at its begin, and no line that begins a diff, a mail or ends with ---"
 
 
 def check(
@@ -36,22 +39,24 @@ def check(
             (written.patches / upstream).mkdir(parents=True)
             for name, text in texts.get(upstream, {}).items():
                 (written.patches / upstream / name).write_bytes(text.encode(errors=BYTES))
-        index = Path(directory) / "index"
-        local(source.path, "read-tree", source.commit, index=index)
-        for upstream, below in (*source.carried, (source.name, "")):
-            for name in sorted(texts.get(upstream, {})):
-                commit = commits.get((upstream, name), "")
-                with _told(f"{_name(source, commit, name)} can't be a patch", written, settings):
-                    if not series.NAME.fullmatch(name):
-                        raise ToolkitError("it has no subject that names a file: give it one (`git commit --amend`)")
-                    patch = series.render_file(written, written.patches / upstream / name, upstream, below)
-                    if patch:
-                        mail = Path(directory) / "mail"
-                        _check_head(source, patch, commit, mail)
-                        local(source.path, "apply", "--cached", "--whitespace=nowarn", str(mail), index=index)
-            with _told(f"{source.name}: the series can't be written", written, settings):
-                series.files(written, upstream)
-        tree = local(source.path, "write-tree", "--missing-ok", index=index).strip()
+        with Index.at(source.path, source.commit) as index:
+            first = True
+            for upstream, below in (*source.carried, (source.name, "")):
+                for name in sorted(texts.get(upstream, {})):
+                    commit = commits.get((upstream, name), "")
+                    with _told(f"{_name(source, commit, name)} can't be a patch", written, settings):
+                        if not series.NAME.fullmatch(name):
+                            raise ToolkitError(
+                                "it has no subject that names a file", "give it one (`git commit --amend`)"
+                            )
+                        patch = series.render_file(written, written.patches / upstream / name, upstream, below)
+                        if patch:
+                            _check_head(source, commit, index.write(patch.text))
+                            series.put(index, source, patch, first)
+                            first = False
+                with _told(f"{source.name}: the series can't be written", written, settings):
+                    series.files(written, upstream)
+            tree = index.tree()
     if tree != local(source.path, "rev-parse", "HEAD^{tree}").strip():
         raise ToolkitError(
             f"{source.name}: the patches would not make the files of HEAD in {short(source.path)} again: a variable or "
@@ -65,13 +70,14 @@ def _told(what: str, written: Settings, settings: Settings) -> Iterator[None]:
     try:
         yield
     except ToolkitError as error:
-        told = str(error).replace(str(written.patches), short(settings.patches))
-        raise ToolkitError(f"{what}: {told}") from error
+        told, remedy = (
+            text.replace(str(written.patches), short(settings.patches)) for text in (error.what, error.remedy)
+        )
+        raise ToolkitError(f"{what}: {told}", remedy) from error
 
 
-def _check_head(source: Source, patch: Patch, commit: str, mail: Path) -> None:
-    """Write `patch` to the file `mail`; raise ToolkitError if it does not have author and message of `commit`."""
-    mail.write_text(patch.text, errors=BYTES)
+def _check_head(source: Source, commit: str, mail: Path) -> None:
+    """Raise ToolkitError if the patch in the file `mail` does not have author and message of `commit`."""
     if not commit:
         return
     author, date, message = local(source.path, "log", "-1", "--format=%an <%ae>%x00%aD%x00%B", commit).split("\0")
@@ -83,10 +89,8 @@ def _check_head(source: Source, patch: Patch, commit: str, mail: Path) -> None:
     ):
         if wanted != came:
             raise ToolkitError(
-                f"its {what} would come back as '{' '.join(came.split())[:60]}': change it (`git commit --amend`); a "
-                "message has words, no [brackets] at its begin, and no line that begins a diff, a mail or ends with ---"
-                if what == "message"
-                else f"its {what} would come back as '{came}': change it (`git commit --amend`)"
+                f"its {what} would come back as '{' '.join(came.split())[:60] if what == 'message' else came}'",
+                "change it (`git commit --amend`)" + (MESSAGE if what == "message" else ""),
             )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+import enum
 import hashlib
 import json
 import re
@@ -22,27 +23,34 @@ from rich import get_console
 from rich.console import Console
 from rich.table import Table
 from unidiff.errors import UnidiffParseError
-from unidiff.patch import Line, PatchSet
+from unidiff.patch import PatchSet
 
 from scripts.errors import ToolkitError
 from scripts.machine import git
 from scripts.machine.files import short
-from scripts.machine.git import GitError, in_mail, local
+from scripts.machine.git import Failure, GitError, Reason, in_mail, local
 from scripts.machine.terminal import listing
 from scripts.patchset import template
+from scripts.patchset.hunks import DIFF, context, new_lines, split
+from scripts.patchset.index import BYTES, Index
 from scripts.pins.releases import IN_TREE_VERSION, Version
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
 from scripts.sources.trees import COMMITTER_EMAIL, COMMITTER_NAME, Tree, version
 
 NAME = re.compile(r"\d{4}-.+\.patch")
-FAILED_HUNK = re.compile(r"patch failed: (?P<file>.+):(?P<line>\d+)")
-# How git says that a tree is not what a patch was made for; other failures are none of the patch's.
-DOES_NOT_APPLY = re.compile(r"patch failed|does not apply|(does not exist|already exists) in|does not match index")
-CORRUPT_LINE = re.compile(r"(?:corrupt patch|garbage) at (?:line |\S+:)(?P<line>\d+)$")
-# Any bytes of an upstream file survive a round trip through str.
-BYTES = "surrogateescape"
-ALREADY = "already applied"
+
+
+class Action(enum.StrEnum):
+    """What was done to a tree, as the user reads it."""
+
+    NOTHING = "no patches"
+    APPLIES = "applies"
+    APPLIED = "applied"
+    ALREADY = "already applied"
+    REPLACED = "replaced an older series"
+    REVERTED = "back at the pin"
+    AT_PIN = "at the pin already"
 
 
 @dataclass(frozen=True)
@@ -81,10 +89,10 @@ class Patch:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was done to `source` (`action`, for the eye) with which patches."""
+    """What was done to `source` with which patches."""
 
     source: Source
-    action: str
+    action: Action
     patches: tuple[Patch, ...]
 
 
@@ -149,12 +157,12 @@ def apply(settings: Settings) -> list[Outcome]:
         for outcome in outcomes:
             source, tree = outcome.source, trees[outcome.source.name]
             if is_applied(tree, outcome.patches):
-                action = ALREADY if outcome.patches else "no patches"
+                action = Action.ALREADY if outcome.patches else Action.NOTHING
                 results.append(Outcome(source, action, outcome.patches))
                 continue
             changed.append((source, tree))
             apply_source(source, outcome.patches)
-            action = "replaced an older series" if tree.head != tree.pin else "applied"
+            action = Action.REPLACED if tree.head != tree.pin else Action.APPLIED
             results.append(Outcome(source, action, outcome.patches))
     except BaseException:
         for source, tree in changed:
@@ -173,14 +181,14 @@ def revert(settings: Settings) -> list[Outcome]:
     results = []
     for source, tree in trees:
         to_pin(source)
-        results.append(Outcome(source, "at the pin already" if tree.head == tree.pin else "back at the pin", ()))
+        results.append(Outcome(source, Action.AT_PIN if tree.head == tree.pin else Action.REVERTED, ()))
     return results
 
 
 def run(settings: Settings, check_only: bool = False, to_pins: bool = False, console: Console | None = None) -> None:
     """Apply the series, or only check it, or take the trees back to their pins, and print the outcome."""
     if check_only and to_pins:
-        raise ToolkitError("--check and --revert exclude each other: give one of them")
+        raise ToolkitError("--check and --revert exclude each other", "give one of them")
     with trees.locked(settings, console):
         outcomes = check(settings) if check_only else revert(settings) if to_pins else apply(settings)
     show(outcomes, console)
@@ -203,7 +211,7 @@ def show(outcomes: list[Outcome], console: Console | None = None) -> None:
 
 
 def _is_news(outcome: Outcome) -> bool:
-    return bool(outcome.patches) and outcome.action != ALREADY
+    return bool(outcome.patches) and outcome.action is not Action.ALREADY
 
 
 def files(settings: Settings, upstream: str) -> list[Path]:
@@ -214,20 +222,21 @@ def files(settings: Settings, upstream: str) -> list[Path]:
     known = {name for item in settings.sources for name in (item.name, *dict(item.carried))}
     trees.require_series(settings)
     for directory in settings.patches.iterdir():
-        if directory.is_dir() and directory.name not in known:
+        # An export that was killed leaves hidden ones.
+        if directory.is_dir() and directory.name not in known and not directory.name.startswith("."):
             raise ToolkitError(f"{short(directory)}: there is no source of that name, use {listing(sorted(known))}")
     found = sorted((settings.patches / upstream).glob("*.patch"))
     for path in found:
         if not NAME.fullmatch(path.name):
-            raise ToolkitError(f"{short(path)}: name it NNNN-subject.patch, the number gives the order")
+            raise ToolkitError(short(path), "name it NNNN-subject.patch, the number gives the order")
     numbers = [f"{upstream}/{path.name[:4]}" for path in found]
     for index, path in enumerate(found, 1):
         number = int(path.name[:4])
         if number < index:
-            raise ToolkitError(f"{short(path)}: another patch has this number: give it the next free one")
+            raise ToolkitError(f"{short(path)}: another patch has this number", "give it the next free one")
         if number > index:
             raise ToolkitError(
-                f"{short(path)}: there is no patch {index:04} before it: take it back, or number without gaps"
+                f"{short(path)}: there is no patch {index:04} before it", "take it back, or number without gaps"
             )
     for excluded in settings.excluded_patches:
         name = excluded.split("/")[0]
@@ -245,12 +254,12 @@ def render_file(settings: Settings, path: Path, upstream: str, directory: str) -
     where = short(path)
     mail_template = path.read_bytes().decode(errors=BYTES)
     if "\r" in mail_template:
-        raise ToolkitError(f"{where}: has carriage returns: save it with Unix line ends")
+        raise ToolkitError(f"{where}: has carriage returns", "save it with Unix line ends")
     text = "".join(line.text for line in template.fill(mail_template, variables(settings), where))
     mail = email.message_from_string(text, policy=email.policy.default)
     for header in ("From", "Date", "Subject"):
         if header not in mail:
-            raise ToolkitError(f"{where}: has no '{header}:' header: make the file with `git format-patch`")
+            raise ToolkitError(f"{where}: has no '{header}:' header", "make the file with `git format-patch`")
     subject = re.sub(r"^\[PATCH[^]]*\]\s*", "", str(mail["Subject"]))
     text = _moved(text, directory) if directory else text
     try:
@@ -260,16 +269,16 @@ def render_file(settings: Settings, path: Path, upstream: str, directory: str) -
     if not diff and template.is_conditional(mail_template):
         return None
     if not diff:
-        raise ToolkitError(f"{where}: has no diff: make the file with `git format-patch`")
+        raise ToolkitError(f"{where}: has no diff", "make the file with `git format-patch`")
     return Patch(path, subject, text, diff, upstream, directory)
 
 
 def _moved(text: str, directory: str) -> str:
     """Return the patch `text` for a tree that has the upstream's sources in `directory`."""
-    lines = template.split(text)
+    lines = split(text)
     header = False
     for index, line in enumerate(lines):
-        header = line.startswith("diff --git ") or (header and not line.startswith("@@ "))
+        header = line.startswith(DIFF) or (header and not line.startswith("@@ "))
         if header:
             lines[index] = re.sub(r"(?<= )([ab])/", rf"\1/{directory}/", line)
     return "".join(lines)
@@ -282,9 +291,9 @@ def _corrupt_line(text: str) -> str:
         file.write_text(text, errors=BYTES)
         try:
             local(Path(directory), "apply", "--numstat", str(file))
-        except ToolkitError as error:
-            if match := CORRUPT_LINE.search(str(error)):
-                return f":{match['line']}"
+        except GitError as error:
+            if error.reason.kind is Failure.CORRUPT_PATCH:
+                return f":{error.reason.line}"
     return ""
 
 
@@ -303,33 +312,39 @@ def check_source(settings: Settings, source: Source, for_build: bool = False) ->
     trees.require(source)
     patches = tuple(render(settings, source))
     if not patches:
-        return Outcome(source, "no patches", ())
-    with _mails(patches) as mails:
-        index = mails[0].with_name("index")
-        local(source.path, "read-tree", source.commit, index=index)
-        for number, (patch, mail) in enumerate(zip(patches, mails, strict=True)):
-            _check_author(source, patch, mail)
-            try:
-                local(source.path, "apply", "--cached", "--whitespace=nowarn", str(mail), index=index)
-            except ToolkitError as error:
-                if match := CORRUPT_LINE.search(str(error)):
-                    raise ToolkitError(
-                        f"{short(patch.path)}:{match['line']}: git can't read the diff there: take the patch back, "
-                        "or make it anew with `git format-patch`"
-                    ) from error
-                if not DOES_NOT_APPLY.search(str(error)):
-                    raise
-                before = " with the patches before it" if number else ""
+        return Outcome(source, Action.NOTHING, ())
+    with Index.at(source.path, source.commit) as index:
+        for number, patch in enumerate(patches):
+            _check_author(source, patch, index.write(patch.text))
+            put(index, source, patch, first=not number)
+            if for_build and (why := uneven(index, patch)):
                 raise ToolkitError(
-                    f"{short(patch.path)}: {culprit(patch, str(error))} {source.name} {version(source)}{before}: "
-                    "make the patch anew on that version"
-                ) from error
-            if for_build and (why := uneven(source.path, index, patch)):
-                raise ToolkitError(
-                    f"{short(patch.path)}: {why}: give it as many above as below (`inv patches-import` and "
-                    "`inv patches-export` do)"
+                    f"{short(patch.path)}: {why}",
+                    "give it as many above as below (`inv patches-import` and `inv patches-export` do)",
                 )
-    return Outcome(source, "applies", patches)
+    return Outcome(source, Action.APPLIES, patches)
+
+
+def put(index: Index, source: Source, patch: Patch, first: bool) -> None:
+    """Apply `patch`, the `first` one or not, to an index of `source`.
+
+    Raises ToolkitError, with the hunk or the line, if it does not apply.
+    """
+    try:
+        index.apply(patch.text)
+    except GitError as error:
+        if error.reason.kind is Failure.CORRUPT_PATCH:
+            raise ToolkitError(
+                f"{short(patch.path)}:{error.reason.line}: git can't read the diff there",
+                "take the patch back, or make it anew with `git format-patch`",
+            ) from error
+        if error.reason.kind is not Failure.DOES_NOT_APPLY:
+            raise
+        before = "" if first else " with the patches before it"
+        raise ToolkitError(
+            f"{short(patch.path)}: {culprit(patch, error.reason)} {source.name} {version(source)}{before}",
+            "make the patch anew on that version",
+        ) from error
 
 
 def _check_author(source: Source, patch: Patch, mail: Path) -> None:
@@ -343,15 +358,15 @@ def _check_author(source: Source, patch: Patch, mail: Path) -> None:
         }
         local(source.path, "var", "GIT_AUTHOR_IDENT", env=author)
     except ToolkitError as error:
-        why = error.reason if isinstance(error, GitError) else str(error)
+        why = error.reason if isinstance(error, GitError) else error
         raise ToolkitError(
-            f"{short(patch.path)}: git can't commit it ({why}): correct its "
-            "'From:' and 'Date:', or make it anew with `git format-patch`"
+            f"{short(patch.path)}: git can't commit it ({why})",
+            "correct its 'From:' and 'Date:', or make it anew with `git format-patch`",
         ) from error
 
 
-def uneven(path: Path, index: Path, patch: Patch) -> str:
-    """Return which hunk of `patch`, which has just been applied to `index`, the build would refuse, "" if none.
+def uneven(index: Index, patch: Patch) -> str:
+    """Return which hunk of `patch`, which has just been applied to an index, the build would refuse, "" if none.
 
     GNU patch takes a hunk with less context below than above for one at the
     end of the file, and one with less above, on line 1, for one at the start.
@@ -359,12 +374,11 @@ def uneven(path: Path, index: Path, patch: Patch) -> str:
     """
     for file in patch.diff:
         for number, hunk in enumerate(file, 1):
-            lines = [line for line in hunk if line.is_context or line.is_added or line.is_removed]
-            above, below = _context(lines), _context(lines[::-1])
+            above, below = context(hunk)
             if above == below:
                 continue
-            left = [line.value.rstrip("\n") for line in lines if not line.is_removed]
-            content = local(path, "show", f":{file.path}", index=index).rstrip("\n").split("\n")
+            left = [line.rstrip("\n") for line in new_lines(hunk)]
+            content = index.read(file.path).rstrip("\n").split("\n")
             if left == (content[: len(left)] if above < below else content[-len(left) :]):
                 continue
             return (
@@ -375,20 +389,14 @@ def uneven(path: Path, index: Path, patch: Patch) -> str:
     return ""
 
 
-def _context(lines: Sequence[Line]) -> int:
-    """Return how many lines of context `lines` begin with."""
-    return next((number for number, line in enumerate(lines) if not line.is_context), len(lines))
-
-
-def culprit(patch: Patch, message: str) -> str:
-    """Return, from git's `message`, which hunk of which file does not apply "to" or is missing "in"."""
-    if match := FAILED_HUNK.search(message):
-        for file in patch.diff:
-            for number, hunk in enumerate(file, 1):
-                if file.path == match["file"] and hunk.source_start == int(match["line"]):
-                    header = f"@@ -{hunk.source_start},{hunk.source_length}"
-                    return f"hunk {number} of {file.path} ({header}) does not apply to"
-    return f"{message.rpartition('git apply failed: ')[2]}, so it does not apply to"
+def culprit(patch: Patch, reason: Reason) -> str:
+    """Return, from git's `reason`, which hunk of which file does not apply "to" something, or what else does not."""
+    for file in patch.diff:
+        for number, hunk in enumerate(file, 1):
+            if (file.path, hunk.source_start) == (reason.subject, reason.line):
+                header = f"@@ -{hunk.source_start},{hunk.source_length}"
+                return f"hunk {number} of {file.path} ({header}) does not apply to"
+    return f"{reason}, so it does not apply to"
 
 
 @contextmanager
@@ -416,14 +424,14 @@ def own_tree(source: Source) -> Tree:
         changed -= set(json.loads(tree.config["applying"]))
     if changed:
         raise ToolkitError(
-            f"{where} has uncommitted changes ({listing(sorted(changed))}): commit them elsewhere or discard them "
-            f"(`{git.git_in(source.path)} stash -u`)"
+            f"{where} has uncommitted changes ({listing(sorted(changed))})",
+            f"commit them elsewhere or discard them (`{git.git_in(source.path)} stash -u`)",
         )
     if tree.foreign:
         raise ToolkitError(
-            f"{where} has commits that are not the toolkit's ({listing(tree.foreign)}): save them "
-            f"(`{git.git_in(source.path)} branch NAME`), then run "
-            f"`{git.git_in(source.path)} checkout --detach {source.commit}`"
+            f"{where} has commits that are not the toolkit's ({listing(tree.foreign)})",
+            f"save them (`{git.git_in(source.path)} branch NAME`), then run "
+            f"`{git.git_in(source.path)} checkout --detach {source.commit}`",
         )
     return tree
 

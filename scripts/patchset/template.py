@@ -7,22 +7,20 @@ They are Jinja2 templates whose delimiters are %{ }%, %[ ]% and %# #%, because
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from jinja2 import Environment, StrictUndefined, TemplateError, meta, nodes
 
 from scripts.errors import ToolkitError
+from scripts.patchset.hunks import DIFF, lengths, recounted, split, unplaced
 
 DIRECTIVE = re.compile(r"%\[-?\s*(?P<word>if|elif|else|endif)\b[^\n]*\]%")
 VARIABLE = re.compile(r"%\{\s*(?P<name>\w+)\s*\}%")
 EXPRESSION = re.compile(r"%\{.*?\}%|%\[.*?\]%")
-HUNK = re.compile(r"@@ -(?P<old>\d+)(?:,(?P<old_length>\d+))? \+(?P<new>\d+)(?:,(?P<new_length>\d+))? @@")
-DIFF = "diff --git "
 # Control characters, which no patch has, mark the lines of the template while it is filled in.
 MARK = re.compile("\x01(\\d+)\x02")
 
@@ -58,24 +56,24 @@ def fill(template: str, variables: Mapping[str, object], where: str) -> list[Lin
         unknown = meta.find_undeclared_variables(parsed) - variables.keys()
         for node in parsed.find_all(nodes.Name):
             if node.name in unknown:
-                raise ToolkitError(f"{where}:{node.lineno}: unknown variable '{node.name}': use {', '.join(variables)}")
+                raise ToolkitError(
+                    f"{where}:{node.lineno}: unknown variable '{node.name}'", f"use {', '.join(variables)}"
+                )
         text = environment.from_string(parsed).render(variables)
     except TemplateError as error:
         line = getattr(error, "lineno", None)
         raise ToolkitError(f"{where}{f':{line}' if line else ''}: {error.message}") from error
     _, *parts = MARK.split(text)
     lines = [Line(body, int(number)) for number, body in zip(parts[::2], parts[1::2], strict=True)]
-    return _recounted(lines) if DIRECTIVE.search(template) else lines
+    if not DIRECTIVE.search(template):
+        return lines
+    counted = recounted([line.text for line in lines])
+    return [Line(text, line.number) for text, line in zip(counted, lines, strict=True)]
 
 
 def is_conditional(template: str) -> bool:
     """Return whether the whole diff of the patch `template` depends on one condition."""
     return _around(split(template)) is not None
-
-
-def split(text: str) -> list[str]:
-    """Return the lines of `text` with their ends. Only a line feed ends one: C has form feeds, too."""
-    return list(io.StringIO(text))
 
 
 def _marked(template: str) -> str:
@@ -84,39 +82,6 @@ def _marked(template: str) -> str:
         line if DIRECTIVE.fullmatch(line.rstrip("\n")) else f"\x01{number}\x02{line}"
         for number, line in enumerate(lines, 1)
     )
-
-
-def _recounted(lines: Sequence[Line]) -> list[Line]:
-    """Correct the lengths in the hunk headers, and the places in the new file."""
-    result = list(lines)
-    shift = 0
-    for index, line in enumerate(lines):
-        if line.text.startswith(DIFF):
-            shift = 0
-        if match := HUNK.match(line.text):
-            body = [after.text[0] for after in _body(lines, index + 1)]
-            old, new = (sum(mark in f" {sign}" for mark in body) for sign in "-+")
-            start = int(match["old"])
-            # An empty side is at the line before.
-            place = start + shift + (1 if not old and new else 0) - (1 if old and not new else 0)
-            header = f"@@ -{start},{old} +{place},{new} @@{line.text[match.end() :]}"
-            result[index] = Line(short(header), line.number)
-            shift += new - old
-    return result
-
-
-def _body(lines: Sequence[Line], start: int) -> Iterator[Line]:
-    for line in lines[start:]:
-        if line.text[:1] not in (" ", "+", "-"):
-            if line.text.startswith("\\"):
-                continue
-            return
-        yield line
-
-
-def short(header: str) -> str:
-    """Write a hunk header as git does, which leaves out a length of 1."""
-    return re.sub(r"([-+]\d+),1(?=[ ])", r"\1", header)
 
 
 def merge(template: str, variables: Mapping[str, object], new: str, where: str, places: bool = True) -> str:
@@ -138,19 +103,19 @@ def merge(template: str, variables: Mapping[str, object], new: str, where: str, 
     result: dict[int, list[str]] = {number: [line] for number, line in enumerate(source, 1)}
     start: list[str] = []
     for tag, i1, i2, j1, j2 in SequenceMatcher(
-        None, [_key(line.text) for line in old], [_key(line) for line in wanted], autojunk=False
+        None, [unplaced(line.text) for line in old], [unplaced(line) for line in wanted], autojunk=False
     ).get_opcodes():
         if tag == "equal":
             for line, text in zip(old[i1:i2], wanted[j1:j2], strict=True):
                 # What is on the line but its numbers is the same, so a header has no variables to lose.
-                if HUNK.match(text) and line.text != text and (places or _lengths(line.text) != _lengths(text)):
+                if lengths(text) and line.text != text and (places or lengths(line.text) != lengths(text)):
                     result[line.number] = [text]
             continue
         removed = [line.number for line in old[i1:i2]]
         if held := [number for number in removed if number in inside]:
             raise ToolkitError(
-                f"{where}:{held[0]}: the line depends on a condition, and was changed: "
-                "edit the condition in the patch itself"
+                f"{where}:{held[0]}: the line depends on a condition, and was changed",
+                "edit the condition in the patch itself",
             )
         _check_variables([source[number - 1] for number in removed], wanted[j1:j2], variables, where, removed)
         added = [put_back(line, variables) for line in wanted[j1:j2]]
@@ -167,8 +132,8 @@ def merge(template: str, variables: Mapping[str, object], new: str, where: str, 
             start = added
     merged = "".join([*start, *(line for number in sorted(result) for line in result[number])])
     outcome = [line.text for line in fill(merged, variables, where)]
-    if outcome != wanted and (places or [*map(_key, outcome)] != [*map(_key, wanted)]):
-        raise ToolkitError(f"{where}: a condition is in the way of the changes: edit it in the patch itself")
+    if outcome != wanted and (places or [*map(unplaced, outcome)] != [*map(unplaced, wanted)]):
+        raise ToolkitError(f"{where}: a condition is in the way of the changes", "edit it in the patch itself")
     return merged
 
 
@@ -189,16 +154,6 @@ def put_back(text: str, variables: Mapping[str, object]) -> str:
         if isinstance(value, str):
             text = re.sub(rf"(?<![\w:]){re.escape(value)}(?![\w:])", f"%{{ {name} }}%", text)
     return text
-
-
-def _key(line: str) -> str:
-    """Return what is the same in a hunk header wherever the hunk is."""
-    return HUNK.sub("@@", line)
-
-
-def _lengths(header: str) -> tuple[str | None, str | None]:
-    match = HUNK.match(header)
-    return (match["old_length"], match["new_length"]) if match else (None, None)
 
 
 def _blocks(source: Sequence[str]) -> list[tuple[int, int]]:
@@ -244,6 +199,6 @@ def _check_variables(
         if not after[name]:
             number = next(number for number, line in zip(numbers, removed, strict=True) if f" {name} " in line)
             raise ToolkitError(
-                f"{where}:{number}: the variable {name} would be lost: write its value '{variables[name]}' there, "
-                "or take the line out of the patch first"
+                f"{where}:{number}: the variable {name} would be lost",
+                f"write its value '{variables[name]}' there, or take the line out of the patch first",
             )

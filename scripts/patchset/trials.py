@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,14 +14,15 @@ from pathlib import Path
 from rich import get_console
 from rich.console import Console
 from rich.table import Table
-from unidiff.patch import Hunk
 
 from scripts.errors import ToolkitError
 from scripts.machine import git, terminal
 from scripts.machine.files import remove
-from scripts.machine.git import local
+from scripts.machine.git import GitError, local
 from scripts.machine.terminal import listing
-from scripts.patchset import series, template
+from scripts.patchset import series
+from scripts.patchset.hunks import context, new_lines, old_lines, places, split
+from scripts.patchset.index import Index
 from scripts.patchset.series import Patch
 from scripts.pins import releases
 from scripts.pins.releases import Pair, Release, Releases
@@ -32,7 +31,6 @@ from scripts.sources import trees
 
 MATRIX_FILE = "matrix.json"
 TIP_FILE = "tip.json"
-OFFSET = re.compile(r"^Hunk #\d+ succeeded at \d+ \(offset (-?\d+) lines?\)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -215,17 +213,18 @@ def _fetch_commits(path: Path, wanted: Sequence[Source]) -> None:
         git.online(
             path, "fetch", "--quiet", "--force", "--depth=1", "--filter=blob:none", "--no-tags", "origin", *references
         )
-    except ToolkitError as error:
+    except GitError as error:
         raise ToolkitError(
-            f"{wanted[0].name}: cannot fetch its releases from {wanted[0].url} "
-            f"({str(error).rpartition('failed: ')[2]}): check the network and releases.yaml"
+            f"{wanted[0].name}: cannot fetch its releases from {wanted[0].url} ({error.reason})",
+            "check the network and releases.yaml",
         ) from error
     for source in missing:
         found = local(path, "rev-parse", f"refs/tags/{source.tag}^{{commit}}").strip() if source.tag else source.commit
         if found != source.commit:
             raise ToolkitError(
                 f"{source.name}: tag {source.tag} of {source.url} is commit {found}, but releases.yaml has "
-                f"{source.commit}: check what moved the tag, then correct releases.yaml"
+                f"{source.commit}",
+                "check what moved the tag, then correct releases.yaml",
             )
 
 
@@ -250,52 +249,33 @@ def _try(path: Path, task: _Task) -> Trial:
     carried = tuple(dict.fromkeys(patch.upstream for patch in task.patches if patch.directory))
     trial = Trial(task.source.name, task.release, carried, hunks, True)
     offset = 0
-    with tempfile.TemporaryDirectory() as directory:
-        index, mail = Path(directory) / "index", Path(directory) / "mail"
-        local(path, "read-tree", task.source.commit, index=index)
+    with Index.at(path, task.source.commit) as index:
         for patch in task.patches:
-            mail.write_text(patch.text, errors=series.BYTES)
-            if doubt := _ambiguous(path, index, patch):
+            if doubt := _ambiguous(index, patch):
                 return dataclasses.replace(trial, applies=False, offset=offset, why=f"{patch.name}: {doubt}")
             try:
-                report = apply(path, index, mail)
-            except ToolkitError as error:
-                why = f"{patch.name}: {series.culprit(patch, str(error))} it"
-                return dataclasses.replace(
-                    trial, applies=False, offset=offset, fuzz=_fuzz(path, index, mail, patch), why=why
-                )
-            if doubt := series.uneven(path, index, patch):
+                offset = max(offset, index.apply(patch.text))
+            except GitError as error:
+                why = f"{patch.name}: {series.culprit(patch, error.reason)} it"
+                return dataclasses.replace(trial, applies=False, offset=offset, fuzz=_fuzz(index, patch), why=why)
+            if doubt := series.uneven(index, patch):
                 return dataclasses.replace(trial, applies=False, offset=offset, why=f"{patch.name}: {doubt}")
-            offset = max([offset, *(abs(int(lines)) for lines in OFFSET.findall(report))])
     return dataclasses.replace(trial, offset=offset)
 
 
-def apply(path: Path, index: Path, mail: Path, context: int | None = None) -> str:
-    """Apply the patch file `mail` to `index` and return what git says about each hunk.
-
-    `context` is the number of lines around a change that must match (None: all).
-    """
-    options = [f"-C{context}"] if context is not None else []
-    return git.local(
-        path, "apply", "--cached", "--verbose", "--whitespace=nowarn", *options, str(mail), index=index, errors=True
-    )
-
-
-def _fuzz(path: Path, index: Path, mail: Path, patch: Patch) -> int:
+def _fuzz(index: Index, patch: Patch) -> int:
     """Return how many lines of context have to be ignored, 0 if even that does not help."""
-    leading = [
-        next((i for i, line in enumerate(hunk) if not line.is_context), 0) for file in patch.diff for hunk in file
-    ]
+    leading = [context(hunk)[0] for file in patch.diff for hunk in file]
     for fuzz in range(1, max(leading, default=0) + 1):
         try:
-            apply(path, index, mail, max(leading) - fuzz)
-        except ToolkitError:
+            index.apply(patch.text, max(leading) - fuzz)
+        except GitError:
             continue
         return fuzz
     return 0
 
 
-def _ambiguous(path: Path, index: Path, patch: Patch) -> str:
+def _ambiguous(index: Index, patch: Patch) -> str:
     """Return which hunk fits in several places, "" if each fits in one at most.
 
     git takes the nearest place, which may be another one in each release.
@@ -304,8 +284,8 @@ def _ambiguous(path: Path, index: Path, patch: Patch) -> str:
         if file.is_added_file:
             continue
         try:
-            lines = template.split(local(path, "show", f":{file.path}", index=index))
-        except ToolkitError:
+            lines = split(index.read(file.path))
+        except GitError:
             continue  # `git apply` will say so.
         for number, hunk in enumerate(file, 1):
             found = places(lines, old_lines(hunk))
@@ -315,23 +295,3 @@ def _ambiguous(path: Path, index: Path, patch: Patch) -> str:
             if found:
                 lines[found[0] : found[0] + hunk.source_length] = new_lines(hunk)
     return ""
-
-
-def old_lines(hunk: Hunk) -> list[str]:
-    """Return the lines that `hunk` expects, with their ends."""
-    return [line.value for line in hunk if line.is_context or line.is_removed]
-
-
-def new_lines(hunk: Hunk) -> list[str]:
-    """Return the lines that `hunk` leaves, with their ends."""
-    return [line.value for line in hunk if line.is_context or line.is_added]
-
-
-def places(lines: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """Return the indices at which `wanted` occurs in `lines`."""
-    length = len(wanted)
-    return [
-        start
-        for start, line in enumerate(lines[: len(lines) - length + 1])
-        if line == wanted[0] and list(lines[start : start + length]) == list(wanted)
-    ]

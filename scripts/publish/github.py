@@ -6,7 +6,9 @@ the login by itself: in a clone, or in GH_REPO and GH_TOKEN.
 
 from __future__ import annotations
 
+import enum
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,6 +27,22 @@ from scripts.publish import push, summary
 
 LABEL = "series-does-not-apply"
 TITLE = "The series does not apply to the newest upstream"
+NOT_FOUND = re.compile(r"\bnot found\b")
+
+
+class Failure(enum.Enum):
+    """What gh failed of."""
+
+    NOT_FOUND = enum.auto()
+    OTHER = enum.auto()
+
+
+class GhError(ToolkitError):
+    """A gh that failed, and of what."""
+
+    def __init__(self, what: str, failure: Failure) -> None:
+        super().__init__(what, "is GH_TOKEN set, and may it do that?")
+        self.failure = failure
 
 
 def tell_of_tip(settings: Settings, console: Console | None = None) -> str:
@@ -101,21 +119,23 @@ def _pushed(file: Path) -> dict[str, Any]:
 def _exists(tag: str) -> bool:
     try:
         _gh("release", "view", tag, "--json", "url")
-    except ToolkitError as error:
-        if "not found" in str(error):
+    except GhError as error:
+        if error.failure is Failure.NOT_FOUND:
             return False
         raise
     return True
 
 
 def _gh(*arguments: str, text: str = "") -> str:
-    """Run gh and return what it prints; `text` is its input."""
+    """Run gh and return what it prints; `text` is its input. Raises GhError if it fails."""
     if shutil.which("gh") is None:
-        raise ToolkitError("there is no gh command: install it (`apt-get install gh`)")
+        raise ToolkitError("there is no gh command", "install it (`apt-get install gh`)")
     result = subprocess.run(
         ["gh", *arguments], cwd=ROOT, input=text, capture_output=True, text=True, encoding="utf-8", check=False
     )
     if result.returncode:
         told = " ".join(result.stderr.split())[:300] or f"exit status {result.returncode}"
-        raise ToolkitError(f"gh {' '.join(arguments[:2])} failed ({told}): is GH_TOKEN set, and may it do that?")
+        # Whatever failed, its exit status is 1.
+        failure = Failure.NOT_FOUND if NOT_FOUND.search(told) else Failure.OTHER
+        raise GhError(f"gh {' '.join(arguments[:2])} failed ({told})", failure)
     return result.stdout

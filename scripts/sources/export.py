@@ -62,7 +62,7 @@ def _write_tar(source: Source, target: Path) -> None:
                 tar.addfile(*_member(name, mode, data, when))
     except ValueError as error:
         raise ToolkitError(
-            f"{short(path)} is incomplete ({error}): remove the directory and run `inv clone`"
+            f"{short(path)} is incomplete ({error})", "remove the directory and run `inv clone`"
         ) from error
     finally:
         git.clear_cache()

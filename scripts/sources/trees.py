@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,18 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.machine import terminal
 from scripts.machine.files import short
-from scripts.machine.git import GIT, GitError, end, git_in, is_ancestor, local, network_environment, reason
+from scripts.machine.git import (
+    GIT,
+    Failure,
+    GitError,
+    Reason,
+    end,
+    git_in,
+    is_ancestor,
+    local,
+    network_environment,
+    reason,
+)
 from scripts.machine.terminal import listing
 from scripts.pins.settings import FILE, Settings, Source
 
@@ -36,8 +47,6 @@ COMMITTER_NAME = "freeswitch-tp-error toolkit"
 COMMITTER_EMAIL = "toolkit@freeswitch-tp-error.invalid"
 
 PROGRESS = re.compile(r"(?:remote: )?(?P<phase>[A-Z][A-Za-z ]+): +\d+% \((?P<done>\d+)/(?P<total>\d+)\)")
-# What the system says if it is the disk that fails, and not the network.
-DISK = re.compile(r"No space left on device|Disk quota exceeded|Read-only file system|unable to write file.*")
 # Files in .git that a git makes that is at work, and one that is killed leaves.
 LOCKS = ("index.lock", "config.lock", "HEAD.lock", "shallow.lock")
 # Files in .git that tell of an operation of git that waits for its user.
@@ -86,10 +95,10 @@ def clone(settings: Settings, console: Console | None = None) -> list[Cloned]:
 
     Raises ToolkitError if a source is unreachable, if its tag is not the
     pinned commit, or if a tree that another pin asks to replace has local
-    changes. A tree is complete or absent, whatever happens.
+    changes. Whatever happens, all trees are those of the pins then, or all are
+    what they were.
     """
     console = console or get_console()
-    results = []
     # The modules that the series changes are part of the tree.
     require_series(settings)
     with locked(settings, console, make=True):
@@ -97,10 +106,8 @@ def clone(settings: Settings, console: Console | None = None) -> list[Cloned]:
         for source in settings.sources:
             if current[source.name]:
                 console.print(f"{source.name}: already at {version(source)}", soft_wrap=True)
-                results.append(Cloned(source, fresh=False))
-            else:
-                results.append(_clone(source, console))
-    return results
+        cloned = _clone([source for source in settings.sources if not current[source.name]], console)
+    return [cloned.get(source.name, Cloned(source, fresh=False)) for source in settings.sources]
 
 
 @contextmanager
@@ -135,7 +142,7 @@ def inspect(source: Source, every_ref: bool = False) -> Tree | None:
     can't read it any more.
     """
     if source.path.is_symlink() and not source.path.exists():
-        raise ToolkitError(f"{short(source.path)} is a link to nothing: remove it, then run `inv clone`")
+        raise ToolkitError(f"{short(source.path)} is a link to nothing", "remove it, then run `inv clone`")
     if not source.path.exists():
         return None
     try:
@@ -148,7 +155,7 @@ def _state(source: Source, every_ref: bool) -> Tree:
     config = _config(source)
     pin = config.get("commit", "")
     if not pin:
-        raise ToolkitError(f"{short(source.path)} was not made by `inv clone`: move it away, then run `inv clone`")
+        raise ToolkitError(f"{short(source.path)} was not made by `inv clone`", "move it away, then run `inv clone`")
     head = local(source.path, "rev-parse", "--verify", "HEAD").strip()
     refs = ["HEAD", "--all"] if every_ref else ["HEAD"]
     if head == pin and not every_ref:
@@ -162,25 +169,25 @@ def _state(source: Source, every_ref: bool) -> Tree:
 
 def _damaged(source: Source, error: GitError) -> ToolkitError:
     return ToolkitError(
-        f"{source.name}: git can't read {short(source.path)} ({error.reason}): save what is yours there, remove it, "
-        "then run `inv clone`"
+        f"{source.name}: git can't read {short(source.path)} ({error.reason})",
+        "save what is yours there, remove it, then run `inv clone`",
     )
 
 
 def require_series(settings: Settings) -> None:
     """Raise ToolkitError if the directory of the patches is missing."""
     if not settings.patches.is_dir():
-        raise ToolkitError(f"{short(settings.patches)} is not a directory: correct the setting 'patches.directory'")
+        raise ToolkitError(f"{short(settings.patches)} is not a directory", "correct the setting 'patches.directory'")
 
 
 def require(source: Source) -> Tree:
     """Return the tree of `source`; ToolkitError if it is missing or at another pin."""
     tree = inspect(source)
     if tree is None:
-        raise ToolkitError(f"{short(source.path)} is missing: run `inv clone`, with the same options")
+        raise ToolkitError(f"{short(source.path)} is missing", "run `inv clone`, with the same options")
     if tree.config.get("pin") != _pin(source):
         raise ToolkitError(
-            f"{short(source.path)} was cloned for other settings of {source.name}: run `inv clone` with these options"
+            f"{short(source.path)} was cloned for other settings of {source.name}", "run `inv clone` with these options"
         )
     return tree
 
@@ -199,8 +206,8 @@ def check_idle(source: Source) -> None:
     for name in LOCKS:
         if (lock := source.path / ".git" / name).exists():
             raise ToolkitError(
-                f"{source.name}: git is at work in {short(source.path)}, or was killed there: wait for it, or remove "
-                f"{short(lock)}"
+                f"{source.name}: git is at work in {short(source.path)}, or was killed there",
+                f"wait for it, or remove {short(lock)}",
             )
     for name, operation in OPERATIONS.items():
         if (source.path / ".git" / name).exists():
@@ -208,8 +215,8 @@ def check_idle(source: Source) -> None:
                 continue
             call = f"{git_in(source.path)} {operation}"
             raise ToolkitError(
-                f"{source.name}: {short(source.path)} is in the middle of a `git {operation}`: finish it "
-                f"(`{call} --continue`) or give it up (`{call} --abort`)"
+                f"{source.name}: {short(source.path)} is in the middle of a `git {operation}`",
+                f"finish it (`{call} --continue`) or give it up (`{call} --abort`)",
             )
 
 
@@ -219,8 +226,8 @@ def check_unchanged(source: Source) -> None:
     check_idle(source)
     if tree is not None and (lost := (*changes(source), *tree.foreign)):
         raise ToolkitError(
-            f"{source.name}: {short(source.path)} has local changes ({listing(lost)}): "
-            "save them elsewhere and remove the directory"
+            f"{source.name}: {short(source.path)} has local changes ({listing(lost)})",
+            "save them elsewhere and remove the directory",
         )
 
 
@@ -239,7 +246,7 @@ def reachable(source: Source, timeout: float = 10.0) -> str:
         command = ["git", "ls-remote", "--", source.url, ref]
         output = Git().execute(command, env={"GIT_TERMINAL_PROMPT": "0"}, kill_after_timeout=timeout)
     except GitCommandError as error:
-        return reason(error)
+        return str(reason(error))
     return "" if output or not source.tag else f"there is no tag {source.tag}"
 
 
@@ -255,7 +262,7 @@ def references(source: Source, *arguments: str, timeout: float = 60.0) -> dict[s
         output = Git().execute(command, env={"GIT_TERMINAL_PROMPT": "0"}, kill_after_timeout=timeout)
     except GitCommandError as error:
         raise ToolkitError(
-            f"{source.name}: cannot list the references of {source.url} ({reason(error)}): check the network"
+            f"{source.name}: cannot list the references of {source.url} ({reason(error)})", "check the network"
         ) from error
     lines = (line.partition("\t") for line in str(output).splitlines())
     return {reference: commit for commit, _, reference in lines}
@@ -265,7 +272,7 @@ def tip(source: Source) -> str:
     """Return the newest commit of the default branch of `source`; ToolkitError if it cannot be read."""
     found = references(source, "HEAD")
     if "HEAD" not in found:
-        raise ToolkitError(f"{source.name}: {source.url} has no branch: correct {key(source)}.url")
+        raise ToolkitError(f"{source.name}: {source.url} has no branch", f"correct {key(source)}.url")
     return found["HEAD"]
 
 
@@ -300,34 +307,57 @@ def _is_current(source: Source) -> bool:
         return False
     if tree.foreign:
         raise ToolkitError(
-            f"{source.name}: {short(source.path)} has local changes ({listing(tree.foreign)}): "
-            f"save them, then run `{git_in(source.path)} checkout --detach {source.commit}`"
+            f"{source.name}: {short(source.path)} has local changes ({listing(tree.foreign)})",
+            f"save them, then run `{git_in(source.path)} checkout --detach {source.commit}`",
         )
     return True
 
 
-def _clone(source: Source, console: Console) -> Cloned:
-    start = time.monotonic()
-    # Of its own: the git of a run that was killed may go on for a while.
-    partial, old = (source.path.with_name(f".{source.name}.{os.getpid()}.{suffix}") for suffix in ("partial", "old"))
-    source.path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in source.path.parent.glob(f".{source.name}.*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        _fill(source, partial, console)
-        # Both renames or, if a signal comes in between, a clone at the next run.
-        if source.path.exists():
-            source.path.rename(old)
-        partial.rename(source.path)
-    finally:
-        for leftover in (partial, old):
+def _place(source: Source, suffix: str) -> Path:
+    """Return where a tree is while it is replaced; of its own: the git of a killed run may go on for a while."""
+    return source.path.with_name(f".{source.name}.{os.getpid()}.{suffix}")
+
+
+def _clone(sources: Sequence[Source], console: Console) -> dict[str, Cloned]:
+    """Clone all of the `sources`, and only then put them in the place of what is there; return the outcomes by name."""
+    found = {}
+    moved: list[Source] = []
+    for source in sources:
+        source.path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in source.path.parent.glob(f".{source.name}.*"):
             shutil.rmtree(leftover, ignore_errors=True)
-    size = sum(file.stat().st_size for file in (source.path / ".git").rglob("*") if file.is_file())
-    seconds = time.monotonic() - start
-    console.print(
-        f"{source.name}: cloned {version(source)} in {seconds:.1f} s, {size / 1e6:.1f} MB in .git", soft_wrap=True
-    )
-    return Cloned(source, True, seconds, size)
+    try:
+        for source in sources:
+            start = time.monotonic()
+            _fill(source, _place(source, "partial"), console)
+            seconds = time.monotonic() - start
+            files = (_place(source, "partial") / ".git").rglob("*")
+            size = sum(file.stat().st_size for file in files if file.is_file())
+            found[source.name] = Cloned(source, True, seconds, size)
+        for source in sources:
+            moved.append(source)
+            if source.path.exists():
+                source.path.rename(_place(source, "old"))
+            _place(source, "partial").rename(source.path)
+    except BaseException:
+        for source in moved:
+            if (old := _place(source, "old")).exists():
+                if source.path.exists():
+                    source.path.rename(_place(source, "partial"))
+                old.rename(source.path)
+            elif not _place(source, "partial").exists():
+                source.path.rename(_place(source, "partial"))
+        raise
+    finally:
+        for source in sources:
+            for suffix in ("partial", "old"):
+                shutil.rmtree(_place(source, suffix), ignore_errors=True)
+    for source, outcome in zip(sources, found.values(), strict=True):
+        console.print(
+            f"{source.name}: cloned {version(source)} in {outcome.seconds:.1f} s, {outcome.size / 1e6:.1f} MB in .git",
+            soft_wrap=True,
+        )
+    return found
 
 
 def _fill(source: Source, path: Path, console: Console) -> None:
@@ -352,8 +382,8 @@ def _fill(source: Source, path: Path, console: Console) -> None:
         found = local(path, "rev-parse", "--verify", (ref if source.tag else "FETCH_HEAD") + "^{commit}").strip()
         if found != source.commit:
             raise ToolkitError(
-                f"{source.name}: tag {source.tag} of {source.url} is commit {found}, but the pin is {source.commit}: "
-                f"check what moved the tag, then correct {key(source)}.commit or .tag; nothing was kept"
+                f"{source.name}: tag {source.tag} of {source.url} is commit {found}, but the pin is {source.commit}",
+                f"check what moved the tag, then correct {key(source)}.commit or .tag; nothing was kept",
             )
         _check_modules(source, path)
         _remote(path, report, "checkout", "--detach", source.commit, source=source)
@@ -365,8 +395,8 @@ def _check_modules(source: Source, path: Path) -> None:
     there = set(local(path, "ls-tree", "-d", "-z", "--name-only", source.commit, *directories.values()).split("\0"))
     if missing := [module for module, directory in directories.items() if directory not in there]:
         raise ToolkitError(
-            f"{source.name}: {version(source)} has no module {listing(missing)}: correct the setting build.modules, or "
-            "module_sets of invoke.yaml"
+            f"{source.name}: {version(source)} has no module {listing(missing)}",
+            "correct the setting build.modules, or module_sets of invoke.yaml",
         )
 
 
@@ -426,29 +456,31 @@ def _remote(path: Path, report: Callable[[str], None], command: str, *arguments:
             end(process.pid)
             raise
     except GitCommandError as error:
-        if why := DISK.search(str(error.stderr)):
-            raise ToolkitError(
-                f"{source.name}: cannot write {version(source)} to {short(source.path.parent)} ({why[0]}): "
-                "make room there (`inv clean`, `docker system prune`) or use --set sources.directory=..."
-            ) from error
-        raise ToolkitError(_unreachable(source, reason(error))) from error
+        raise _not_fetched(source, reason(error)) from error
 
 
-def _unreachable(source: Source, why: str) -> str:
-    missing = re.search(r"not our ref ([0-9a-f]{40})", why)
-    if missing and missing[1] != source.commit:
-        return (
-            f"{source.name}: {source.url} has {version(source)}, but not all of its files (object {missing[1]} is "
-            f"missing): use a complete mirror, or leave the file out with {key(source)}.exclude in {FILE.name}"
+def _not_fetched(source: Source, why: Reason) -> ToolkitError:
+    """Return the error that tells why `source` could not be fetched."""
+    if why.kind is Failure.FULL_DISK:
+        return ToolkitError(
+            f"{source.name}: cannot write {version(source)} to {short(source.path.parent)} ({why.subject})",
+            "make room there (`inv clean`, `docker system prune`) or use --set sources.directory=...",
         )
-    if "couldn't find remote ref" in why or missing:
-        return (
-            f"{source.name}: {source.url} has no {'tag ' + source.tag if source.tag else 'commit ' + source.commit}: "
-            f"correct {key(source)}.{'tag' if source.tag else 'commit'} or {key(source)}.url"
+    if why.kind is Failure.UNKNOWN_OBJECT and why.subject != source.commit:
+        return ToolkitError(
+            f"{source.name}: {source.url} has {version(source)}, but not all of its files (object {why.subject} is "
+            "missing)",
+            f"use a complete mirror, or leave the file out with {key(source)}.exclude in {FILE.name}",
         )
-    return (
-        f"{source.name}: cannot fetch {version(source)} from {source.url} ({why}): check the network, redirect the "
-        f"address (git config --global url.MIRROR.insteadOf {source.url}) or use --set {key(source)}.url=MIRROR"
+    if why.kind in (Failure.UNKNOWN_OBJECT, Failure.UNKNOWN_REFERENCE):
+        return ToolkitError(
+            f"{source.name}: {source.url} has no {'tag ' + source.tag if source.tag else 'commit ' + source.commit}",
+            f"correct {key(source)}.{'tag' if source.tag else 'commit'} or {key(source)}.url",
+        )
+    return ToolkitError(
+        f"{source.name}: cannot fetch {version(source)} from {source.url} ({why})",
+        f"check the network, redirect the address (git config --global url.MIRROR.insteadOf {source.url}) or use --set "
+        f"{key(source)}.url=MIRROR",
     )
 
 

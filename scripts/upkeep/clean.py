@@ -46,7 +46,7 @@ def _check_trees(settings: Settings, force: bool) -> None:
             try:
                 trees.check_unchanged(source)
             except ToolkitError as error:
-                raise ToolkitError(f"{error}, or give --force to lose them") from error
+                raise ToolkitError(error.what, f"{error.remedy}, or give --force to lose them") from error
         # Not even force removes a directory that the user made.
         trees.inspect(source)
 
@@ -99,5 +99,5 @@ def _remove(path: Path) -> None:
             path.unlink()
     except OSError as error:
         raise ToolkitError(
-            f"cannot remove {error.filename or path} ({error.strerror}): remove it with the rights of its owner"
+            f"cannot remove {error.filename or path} ({error.strerror})", "remove it with the rights of its owner"
         ) from error

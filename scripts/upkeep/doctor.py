@@ -40,11 +40,17 @@ TIMEOUT = 8
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check. `remedy` is empty if all is well."""
+    """The outcome of one check: what has a `remedy` did not pass, nor did what `failed` for a reason without one."""
 
     name: str
     detail: str
     remedy: str = ""
+    failed: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether all is well."""
+        return not self.failed and not self.remedy
 
 
 def doctor(settings: Settings, console: Console | None = None, port: int = PORT) -> bool:
@@ -62,11 +68,11 @@ def doctor(settings: Settings, console: Console | None = None, port: int = PORT)
     with ThreadPoolExecutor(len(checks)) as pool:
         outcomes = [outcome for result in pool.map(lambda check: check(), checks) for outcome in result]
     for outcome in outcomes:
-        mark = "[red]✗[/red]" if outcome.remedy else "[green]✓[/green]"
+        mark = "[green]✓[/green]" if outcome.passed else "[red]✗[/red]"
         remedy = f": {outcome.remedy}" if outcome.remedy else ""
-        where = terminal.loud(console) if outcome.remedy else console
+        where = console if outcome.passed else terminal.loud(console)
         where.print(mark, escape(f"{outcome.name}: {outcome.detail}{remedy}"), soft_wrap=True, highlight=False)
-    return not any(outcome.remedy for outcome in outcomes)
+    return all(outcome.passed for outcome in outcomes)
 
 
 def _python() -> Check:
@@ -98,8 +104,7 @@ def _compose() -> Check:
 
 
 def _failed(name: str, error: ToolkitError) -> Check:
-    detail, _, remedy = str(error).rpartition(": ")
-    return Check(name, detail.removeprefix(f"{name} "), remedy)
+    return Check(name, error.what.removeprefix(f"{name} "), error.remedy, failed=True)
 
 
 def _docker_space(client: DockerClient) -> Check:

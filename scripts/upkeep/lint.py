@@ -109,7 +109,9 @@ def _files(root: Path) -> list[tuple[str, bool]]:
     try:
         listed = git.local(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     except ToolkitError as error:
-        raise ToolkitError(f"{root} is not a git clone, so there is no list of its files: clone the project") from error
+        raise ToolkitError(
+            f"{root} is not a git clone, so there is no list of its files", "clone the project"
+        ) from error
     names = sorted({name for name in listed.split("\0") if name and (root / name).is_file()})
     return [(name, _is_shell(root / name)) for name in names]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from scripts.errors import ToolkitError
 from scripts.image import variables
-from scripts.image.variables import Kind, Rule
+from scripts.image.variables import Kind, ValueRule
 from scripts.upkeep import lint
 from tests.unit.image.parts import CODECS, MODULES, PREFIX, Parts
 
@@ -82,7 +82,7 @@ def refusal(kind: Kind, name: str, value: str) -> str:
     return ""
 
 
-def holds(rule: Rule, text: str) -> bool:
+def holds(rule: ValueRule, text: str) -> bool:
     if rule.like and not re.fullmatch(rule.like, text, re.DOTALL):
         return False
     if rule.unlike and re.fullmatch(rule.unlike, text, re.DOTALL):
@@ -90,7 +90,7 @@ def holds(rule: Rule, text: str) -> bool:
     return (not rule.lowest or int(text) >= int(rule.lowest)) and (not rule.highest or int(text) <= int(rule.highest))
 
 
-def told(rule: Rule, name: str, value: str, item: str) -> str:
+def told(rule: ValueRule, name: str, value: str, item: str) -> str:
     words = {"name": name, "family": name.rpartition("_")[0], "value": value, "item": item}
     text = variables.PLACEHOLDER.sub(
         lambda found: words[found[1]] if found[1] in words else item.partition(found[1][-1])[2], rule.say

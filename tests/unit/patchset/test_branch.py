@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 import shutil
@@ -152,7 +153,7 @@ def test_edited_commit_is_exported_and_the_others_stay(prepared: Settings) -> No
     assert [name for name in after if after[name] != before.get(name)] == [str(patch_file(prepared, "0002"))]
     assert "+changed 20\n" in patch_file(prepared, "0002").read_text()
     # The toolkit knows its own series again, and nothing keeps it from the tree.
-    assert series.apply(prepared)[0].action == series.ALREADY
+    assert series.apply(prepared)[0].action == series.Action.ALREADY
     branch.import_series(prepared)
 
 
@@ -313,7 +314,7 @@ def test_carried_over_to_a_new_release_with_conflicts(prepared: Settings, tmp_pa
     git(one.path, "add", "src/other.c")
     git(one.path, "-c", "core.editor=true", "cherry-pick", "--continue")
     branch.export_series(following)
-    assert series.apply(following)[0].action == series.ALREADY
+    assert series.apply(following)[0].action == series.Action.ALREADY
 
 
 def test_export_from_another_release_leaves_the_line_numbers(prepared: Settings, tmp_path: Path) -> None:
@@ -426,7 +427,7 @@ def test_export_that_was_interrupted_when_the_patches_were_written(
         branch.export_series(prepared)
     assert git(tree(prepared), "log", "-1", "--format=%s", branch.BRANCH) == "Fourth"
     assert not any(item.changed for item in branch.export_series(prepared))
-    assert series.apply(prepared)[0].action == series.ALREADY
+    assert series.apply(prepared)[0].action == series.Action.ALREADY
 
 
 def test_edited_tree_is_left_alone(prepared: Settings) -> None:
@@ -515,6 +516,25 @@ def test_interrupted_export_is_taken_back(prepared: Settings, monkeypatch: pytes
     after = files(prepared)
     assert {name: after[name] for name in before} == before
     assert [Path(name).name for name in after if name not in before] == ["0003-Fourth.patch"]
+
+
+def test_export_needs_no_rename_to_another_file_system(prepared: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    edited(tree(prepared) / "README", 1)
+    commit_all(tree(prepared), "Fourth")
+
+    def across(rename: Callable[..., None]) -> Callable[..., None]:
+        def renamed(one: str | os.PathLike[str], other: str | os.PathLike[str], **options: int) -> None:
+            if len({Path(path).is_relative_to(prepared.patches) for path in (one, other)}) == 2:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(one), None, str(other))
+            rename(one, other, **options)
+
+        return renamed
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, across(getattr(os, name)))
+    branch.export_series(prepared)
+    assert patch_file(prepared, "0003").name == "0003-Fourth.patch"
+    assert sorted(path.name for path in prepared.patches.iterdir()) == ["one", "two"]
 
 
 def test_real_series_is_byte_identical(real_settings: Settings, tmp_path: Path, root: Path) -> None:

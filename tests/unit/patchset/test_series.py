@@ -19,6 +19,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.machine import git as git_module
 from scripts.machine.files import ROOT
+from scripts.machine.git import Failure, GitError, Reason
 from scripts.patchset import branch, series
 from scripts.pins.settings import Settings
 from scripts.sources import trees
@@ -455,13 +456,11 @@ def test_author_that_git_would_not_take_fails_the_check(prepared: Settings, head
 
 
 def test_failure_that_is_none_of_the_patch(prepared: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, *arguments: str, **options: object) -> str:
-        if arguments[0] == "apply" and "--cached" in arguments:
-            raise ToolkitError("one: git apply failed: unable to write file: No space left on device")
-        return local(path, *arguments, **options)  # type: ignore[arg-type]
+    def full(*arguments: object) -> int:
+        why = Reason(Failure.FULL_DISK, "unable to write file: No space left on device", "No space left on device")
+        raise GitError("one: git apply failed", why)
 
-    local = git_module.local
-    monkeypatch.setattr(series, "local", full)
+    monkeypatch.setattr(git_module, "apply", full)
     with pytest.raises(ToolkitError) as error:
         series.run(prepared, check_only=True)
     assert "No space left" in str(error.value) and "make the patch anew" not in str(error.value)

@@ -247,6 +247,62 @@ def test_changed_pin_clones_again(settings: Settings) -> None:
     assert sorted(path.name for path in settings.sources[0].path.parent.iterdir()) == ["one", "two"]
 
 
+def both(settings: Settings, **values: object) -> Settings:
+    """Return `settings` with other excludes, which ask for new trees, and other `values` for the second."""
+    first, second = (dataclasses.replace(source, exclude=("/src/other.c",)) for source in settings.sources)
+    return dataclasses.replace(settings, sources=(first, dataclasses.replace(second, **values)))  # type: ignore[arg-type]
+
+
+def inodes(settings: Settings) -> list[tuple[str, int]]:
+    """Return what is in the directory of the trees."""
+    return sorted((path.name, path.stat().st_ino) for path in settings.sources[0].path.parent.iterdir())
+
+
+@pytest.mark.parametrize("there", [[], ["one"], ["one", "two"]])
+def test_second_upstream_that_fails_leaves_the_first(settings: Settings, there: list[str]) -> None:
+    trees.clone(settings)
+    for source in settings.sources:
+        if source.name not in there:
+            shutil.rmtree(source.path)
+    before = inodes(settings)
+    with pytest.raises(ToolkitError, match=r"two: .* has no tag v9: "):
+        trees.clone(both(settings, tag="v9"))
+    assert inodes(settings) == before
+    assert [name for name, _ in before] == there
+    assert [result.fresh for result in trees.clone(both(settings))] == [True, True]
+
+
+@pytest.mark.parametrize("there", [[], ["one", "two"]])
+@pytest.mark.parametrize("number", range(4))
+def test_interrupted_replacing_leaves_all_trees(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, there: list[str], number: int
+) -> None:
+    trees.clone(settings)
+    for source in settings.sources:
+        if source.name not in there:
+            shutil.rmtree(source.path)
+    before = inodes(settings)
+    renames = 0
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        nonlocal renames
+        renames += 1
+        found = rename(path, target)
+        if renames == number + 1:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    if number < 2 or there:
+        with pytest.raises(KeyboardInterrupt):
+            trees.clone(both(settings))
+        assert inodes(settings) == before
+    monkeypatch.undo()
+    assert [result.fresh for result in trees.clone(both(settings))] == [True, True]
+    assert [name for name, _ in inodes(settings)] == ["one", "two"]
+
+
 def test_pattern_can_be_taken_back(settings: Settings, tmp_path: Path) -> None:
     changed = change(settings, exclude=("/src/**", "!/src/other.c"))
     trees.clone(changed)

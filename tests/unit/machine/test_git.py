@@ -1,0 +1,97 @@
+"""Why a git failed, read from a real one."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from scripts.errors import ToolkitError
+from scripts.machine import git
+from scripts.machine.git import Failure, GitError, Reason
+from scripts.pins.settings import Settings
+from scripts.sources import trees
+
+
+@pytest.fixture
+def tree(settings: Settings) -> Path:
+    """Return the tree of "one", cloned."""
+    trees.clone(settings)
+    return settings.source("one").path
+
+
+def diff(before: str, old: str, new: str, file: str = "src/main.c", start: int = 9) -> str:
+    """Return a patch that makes `new` of `old` between `before` and line 11."""
+    head = f"diff --git a/{file} b/{file}\n--- a/{file}\n+++ b/{file}\n@@ -{start},3 +{start},3 @@\n"
+    return f"{head} {before}-{old}+{new} line 11\n"
+
+
+def applied(tree: Path, tmp_path: Path, text: str) -> int:
+    """Apply the patch `text` to an index of its own, at HEAD."""
+    mail, index = tmp_path / "mail", tmp_path / "index"
+    mail.write_text(text)
+    git.local(tree, "read-tree", "HEAD", index=index)
+    return git.apply(tree, mail, index)
+
+
+@pytest.mark.parametrize(("start", "offset"), [(9, 0), (13, 4), (7, 2)])
+def test_offset(tree: Path, tmp_path: Path, start: int, offset: int) -> None:
+    assert applied(tree, tmp_path, diff("line 9\n", "line 10\n", "new\n", start=start)) == offset
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "subject", "line", "told"),
+    [
+        (diff("line 9\n", "line ten\n", "new\n"), Failure.DOES_NOT_APPLY, "src/main.c", 9, "patch failed: "),
+        (diff("error: patch failed\n", "x\n", "y\n"), Failure.DOES_NOT_APPLY, "src/main.c", 9, "patch failed: "),
+        (diff("fatal: garbage at 7\n", "x\n", "y\n"), Failure.DOES_NOT_APPLY, "src/main.c", 9, "patch failed: "),
+        (diff("a\n", "b\n", "c\n", "src/gone.c"), Failure.DOES_NOT_APPLY, "", 0, "src/gone.c: does not exist in index"),
+        (diff("line 9\n", "line 10\n", "\n?\n"), Failure.CORRUPT_PATCH, "", 8, "corrupt patch at "),
+    ],
+)  # fmt: skip
+def test_patch_that_cannot_be_applied(
+    tree: Path, tmp_path: Path, text: str, kind: Failure, subject: str, line: int, told: str
+) -> None:
+    with pytest.raises(GitError) as caught:
+        applied(tree, tmp_path, text)
+    reason = caught.value.reason
+    assert (reason.kind, reason.subject, reason.line) == (kind, subject, line)
+    assert reason.text.startswith(told) and str(caught.value) == f"{tree}: git apply failed: {reason}"
+    assert git.local(tree, "write-tree", index=tmp_path / "index") == git.local(tree, "rev-parse", "HEAD^{tree}")
+
+
+def test_what_the_other_side_lacks(tree: Path) -> None:
+    with pytest.raises(GitError) as reference:
+        git.online(tree, "fetch", "--quiet", "origin", "refs/tags/v9")
+    with pytest.raises(GitError) as thing:
+        git.online(tree, "fetch", "--quiet", "origin", "0123456789" * 4)
+    kinds = [(error.value.reason.kind, error.value.reason.subject) for error in (reference, thing)]
+    assert kinds == [(Failure.UNKNOWN_REFERENCE, ""), (Failure.UNKNOWN_OBJECT, "0123456789" * 4)]
+
+
+def test_failure_of_no_known_kind(tree: Path) -> None:
+    with pytest.raises(GitError) as caught:
+        git.local(tree, "rev-parse", "--verify", "nothing")
+    assert caught.value.reason == Reason(Failure.OTHER, "Needed a single revision")
+
+
+def test_words_of_git_are_english(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    monkeypatch.setenv("LANGUAGE", "de")
+    for call in (git.local, git.online):
+        assert call(tree, "-c", "alias.told=!echo $LC_ALL $LANGUAGE", "told") == "C C\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ToolkitError("patches is missing", "clone it"), "patches is missing: clone it"),
+        (ToolkitError("patches is missing"), "patches is missing"),
+        (GitError("one: git am failed", Reason(Failure.OTHER, "no")), "one: git am failed: no"),
+    ],
+)
+def test_error_is_one_line_in_another_process_too(error: ToolkitError, line: str) -> None:
+    other = pickle.loads(pickle.dumps(error))
+    assert str(error) == str(other) == line
+    assert vars(other) == vars(error)
