@@ -219,7 +219,9 @@ def watch(
     """Print the reports of lost connections of a running FreeSWITCH as they come."""
     from scripts.freeswitch import events
 
-    events.watch(settings(context, set_), host, port, password, json)
+    chosen = settings(context, set_)
+    number = events.parse_port(port, "--port") if port else chosen.watch_port
+    events.watch(host or chosen.watch_host, number, chosen.esl_event, password, json)
 
 
 @command(
