@@ -220,8 +220,8 @@ def watch(
     from scripts.freeswitch import events
 
     chosen = settings(context, set_)
-    number = events.parse_port(port, "--port") if port else chosen.watch_port
-    events.watch(host or chosen.watch_host, number, chosen.esl_event, password, json)
+    number = events.parse_port(port, "--port") if port else chosen.watch.port
+    events.watch(host or chosen.watch.host, number, chosen.esl_event, password, json)
 
 
 @command(

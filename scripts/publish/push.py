@@ -117,7 +117,7 @@ def push(
 
 def _destination(settings: Settings, target: str, tags: Sequence[str], root: Path) -> tuple[str, list[str]]:
     """Return the repository to push to and the tags: `target` and `tags`, or those of the settings and the version."""
-    target = repository(target, "--registry") or settings.push_repository
+    target = repository(target, "--registry") or settings.push.repository
     if not target:
         raise ToolkitError("no repository to push to: give --registry HOST/NAME, or set push.repository")
     chosen = list(tags) or version_tags(root)
@@ -129,7 +129,7 @@ def _destination(settings: Settings, target: str, tags: Sequence[str], root: Pat
 
 def chosen_registry(settings: Settings, target: str = "") -> str:
     """Return `target` or, if that is empty, the repository that the settings push to; ToolkitError if there is none."""
-    found = repository(target, "--registry") or settings.push_repository or settings.cache
+    found = repository(target, "--registry") or settings.push.repository or settings.cache
     if not found:
         raise ToolkitError("no registry to log in to: give --registry HOST/NAME, or set push.repository")
     return found

@@ -12,6 +12,7 @@ import pytest
 
 from scripts.errors import ToolkitError
 from scripts.machine import engine
+from scripts.pins.schema import Push
 from scripts.pins.settings import Settings, load
 from scripts.publish import push
 from scripts.publish.push import chosen_registry
@@ -29,7 +30,7 @@ def test_login_goes_to_what_is_pushed_to() -> None:
     settings = load(overrides=["push.repository=a.example.org/x", "build.cache=b.example.org/y"])
     assert chosen_registry(settings, "c.example.org/z") == "c.example.org/z"
     assert chosen_registry(settings) == "a.example.org/x"
-    assert chosen_registry(dataclasses.replace(settings, push_repository="")) == "b.example.org/y"
+    assert chosen_registry(dataclasses.replace(settings, push=Push(repository=""))) == "b.example.org/y"
     with pytest.raises(ToolkitError, match="no registry to log in to: give --registry"):
         chosen_registry(load())
 
