@@ -31,7 +31,8 @@ def clone(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: st
     """Clone the pinned upstreams into build/sources."""
     from scripts.sources import trees
 
-    trees.clone(settings(context, set_, freeswitch, sofia_sip))
+    chosen = settings(context, set_, freeswitch, sofia_sip)
+    trees.clone(chosen.sources, chosen.patches)
 
 
 @command(

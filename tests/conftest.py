@@ -182,7 +182,7 @@ def built(one_at_a_time: Callable[[], contextlib.AbstractContextManager[None]]) 
     needs_docker()
     with one_at_a_time():
         try:
-            sources_module.clone(found, Console(quiet=True))
+            sources_module.clone(found.sources, found.patches, Console(quiet=True))
         except ToolkitError as error:
             pytest.skip(f"the images are not tested: {error}")
         build.build(found, Console(quiet=True))

@@ -109,7 +109,7 @@ def build(settings: Settings, console: Console | None = None) -> Images:
     engine.check_command()
     with engine.connect():
         pass  # Without an engine nothing below is worth its time.
-    trees.clone(settings, console)
+    trees.clone(settings.sources, settings.patches, console)
     series.run(settings, console=console)
     base.ensure(settings, console)
     context = make_context(settings)
