@@ -23,7 +23,8 @@ def base(context: Context, set_: list[str]) -> None:
     """Get the base image: pull it or, failing that, make it with debootstrap."""
     from scripts.image import base
 
-    base.ensure(settings(context, set_))
+    chosen = settings(context, set_)
+    base.ensure(chosen.base_image, chosen.base_suite, chosen.build_directory)
 
 
 @command(**RELEASES)
@@ -75,7 +76,8 @@ def image_info(context: Context, set_: list[str], image: str = "", json: bool = 
     """Print what is in an image: upstreams, patches, modules, base, size."""
     from scripts.image import info
 
-    info.show(settings(context, set_), image, json)
+    patched = f"{settings(context, set_).image}:patched"
+    info.show(image or patched, json)
 
 
 @command(first="Name of an image.", second="Name of the other one.")
@@ -172,7 +174,8 @@ def login(context: Context, set_: list[str], registry: str = "") -> None:
     from scripts.machine import registry as registry_module
     from scripts.publish import push
 
-    registry_module.login(push.chosen_registry(settings(context, set_), registry))
+    chosen = settings(context, set_)
+    registry_module.login(push.chosen_registry(registry, chosen.push.repository, chosen.cache))
 
 
 @command(registry="Any repository of the registry, HOST/NAME (default: push.repository, else build.cache).")
@@ -181,7 +184,8 @@ def logout(context: Context, set_: list[str], registry: str = "") -> None:
     from scripts.machine import registry as registry_module
     from scripts.publish import push
 
-    registry_module.logout(push.chosen_registry(settings(context, set_), registry))
+    chosen = settings(context, set_)
+    registry_module.logout(push.chosen_registry(registry, chosen.push.repository, chosen.cache))
 
 
 @command(output="File to append it to (default: standard output).")
@@ -189,7 +193,7 @@ def summary(context: Context, set_: list[str], output: str = "") -> None:
     """Summarize the reports of build/report on a page of Markdown."""
     from scripts.publish import summary
 
-    summary.write(settings(context, set_), output)
+    summary.write(settings(context, set_).report_directory, output)
 
 
 @command()
@@ -197,7 +201,7 @@ def tip_issue(context: Context, set_: list[str]) -> None:
     """Open an issue on GitHub if `inv matrix --tip` failed; close it if it passed."""
     from scripts.publish import github
 
-    github.tell_of_tip(settings(context, set_))
+    github.tell_of_tip(settings(context, set_).report_directory)
 
 
 @command()
@@ -205,7 +209,7 @@ def release_page(context: Context, set_: list[str]) -> None:
     """Make the release page on GitHub of the version that `inv push` pushed."""
     from scripts.publish import github
 
-    github.release(settings(context, set_))
+    github.release(settings(context, set_).report_directory)
 
 
 @command(

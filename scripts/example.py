@@ -36,7 +36,10 @@ def build_images(settings: Settings, console: Console | None = None) -> str:
     console = console or get_console()
     build.build(settings, console)
     context = make_context(settings.build_directory / "subscriber")
-    labels = {f"{provenance.OCI}.title": "Subscriber", f"{provenance.OCI}.version": provenance.version(settings)}
+    labels = {
+        f"{provenance.OCI}.title": "Subscriber",
+        f"{provenance.OCI}.version": provenance.version(settings.source("freeswitch")),
+    }
     tag = f"{settings.image}:subscriber"
     target = Target("", tag, ("packages", "toolkit"), labels, DIRECTORY / "Dockerfile")
     build.make(settings, context, target, settings.build_directory / "subscriber.log", console)

@@ -221,7 +221,7 @@ def registries(one_at_a_time: Callable[[], contextlib.AbstractContextManager[Non
     found = load(overrides=[line for line in os.environ.get("TOOLKIT_SET", "").splitlines() if line])
     needs_docker()
     with one_at_a_time():
-        base.ensure(found, Console(quiet=True))
+        base.ensure(found.base_image, found.base_suite, found.build_directory, Console(quiet=True))
     with engine.connect(600) as client:
         try:
             registries_module.build(client, found.base_image)

@@ -16,7 +16,6 @@ from scripts.errors import ToolkitError
 from scripts.machine import terminal
 from scripts.machine.files import short
 from scripts.patchset import trials
-from scripts.pins.settings import Settings
 from scripts.publish import push
 from scripts.templates import environment
 
@@ -43,12 +42,12 @@ class Suite:
         return self.tests - len(self.failed) - len(self.skipped)
 
 
-def write(settings: Settings, output: str = "", console: Console | None = None) -> None:
-    """Append the summary to the file `output`, or print it if that is empty.
+def write(reports: Path, output: str = "", console: Console | None = None) -> None:
+    """Append the summary of the directory `reports` to the file `output`, or print it if that is empty.
 
     Raises ToolkitError if a report cannot be read or the file cannot be written.
     """
-    page = text(settings)
+    page = text(reports)
     if not output:
         terminal.loud(console or get_console()).out(page, end="", highlight=False)
         return
@@ -59,15 +58,14 @@ def write(settings: Settings, output: str = "", console: Console | None = None) 
         raise ToolkitError(f"cannot write the summary to {output}: {error.strerror or error}") from error
 
 
-def text(settings: Settings, only: Sequence[str] = ()) -> str:
-    """Return the summary of the reports that are there, of the files `only` if some are named."""
-    directory = settings.report_directory
-    names = sorted(path.name for path in directory.glob("*") if path.is_file()) if directory.is_dir() else []
+def text(reports: Path, only: Sequence[str] = ()) -> str:
+    """Return the summary of the reports in the directory, of the files `only` if some are named."""
+    names = sorted(path.name for path in reports.glob("*") if path.is_file()) if reports.is_dir() else []
     chosen = [name for name in names if not only or name in only]
-    documents = {Path(name).stem: _read(directory / name) for name in chosen if name.endswith(".json")}
+    documents = {Path(name).stem: _read(reports / name) for name in chosen if name.endswith(".json")}
     runs = {name: found for name, found in documents.items() if isinstance(found, dict) and "results" in found}
     # The JUnit file of a run says the same as its JSON.
-    suites = [_suite(directory / name) for name in chosen if name.endswith(".xml") and Path(name).stem not in runs]
+    suites = [_suite(reports / name) for name in chosen if name.endswith(".xml") and Path(name).stem not in runs]
     parts = {
         key: documents.get(Path(name).stem)
         for key, name in {"matrix": trials.MATRIX_FILE, "tip": trials.TIP_FILE, "pushed": push.PUSH_FILE}.items()

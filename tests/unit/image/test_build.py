@@ -150,8 +150,8 @@ def test_labels_count(context: Path) -> None:
 @pytest.mark.parametrize("name", ["core", "full"])
 def test_configuration_is_rendered_for_each_set(tmp_path: Path, name: str) -> None:
     settings = load(overrides=[f"build.module_set={name}"])
-    build._render(settings, tmp_path, build.CONFIGURATION)
-    build._render(settings, tmp_path, build.SHARE)
+    build._render(settings.module_set, tmp_path, build.CONFIGURATION)
+    build._render(settings.module_set, tmp_path, build.SHARE)
     for path in (tmp_path / build.CONFIGURATION).rglob("*.xml"):
         ElementTree.fromstring(path.read_text())
     loaded = (tmp_path / "conf/autoload_configs/modules.conf.xml").read_text()

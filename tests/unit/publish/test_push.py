@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -12,7 +11,6 @@ import pytest
 
 from scripts.errors import ToolkitError
 from scripts.machine import engine
-from scripts.pins.schema import Push
 from scripts.pins.settings import Settings, load
 from scripts.publish import push
 from scripts.publish.push import chosen_registry
@@ -28,11 +26,12 @@ def project(tmp_path: Path) -> Path:
 
 def test_login_goes_to_what_is_pushed_to() -> None:
     settings = load(overrides=["push.repository=a.example.org/x", "build.cache=b.example.org/y"])
-    assert chosen_registry(settings, "c.example.org/z") == "c.example.org/z"
-    assert chosen_registry(settings) == "a.example.org/x"
-    assert chosen_registry(dataclasses.replace(settings, push=Push(repository=""))) == "b.example.org/y"
+    usual = (settings.push.repository, settings.cache)
+    assert chosen_registry("c.example.org/z", *usual) == "c.example.org/z"
+    assert chosen_registry("", *usual) == "a.example.org/x"
+    assert chosen_registry("", "", settings.cache) == "b.example.org/y"
     with pytest.raises(ToolkitError, match="no registry to log in to: give --registry"):
-        chosen_registry(load())
+        chosen_registry("", "", "")
 
 
 def test_version_gives_its_tags(project: Path) -> None:
