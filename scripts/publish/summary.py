@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
+from junitparser import Error, Failure, JUnitXml, JUnitXmlError, Skipped, TestCase
+from junitparser.junitparser import Result
 from rich import get_console
 from rich.console import Console
 
@@ -97,28 +98,28 @@ def _read(file: Path) -> Any:
 
 def _suite(file: Path) -> Suite:
     try:
-        root = ElementTree.parse(file).getroot()
-    except (OSError, ElementTree.ParseError) as error:
+        cases = [case for suite in JUnitXml.fromfile(str(file)) for case in suite]
+        seconds = sum(case.time or 0 for case in cases)
+    # A file that is no XML is a SyntaxError, a time that is no number a ValueError.
+    except (OSError, SyntaxError, ValueError, JUnitXmlError) as error:
         raise ToolkitError(f"{short(file)} cannot be read ({error}): remove it, then make it again") from error
-    cases = list(root.iter("testcase"))
-    failed, skipped = _outcomes(cases, "failure", "error"), _outcomes(cases, "skipped")
+    failed, skipped = _outcomes(cases, Failure, Error), _outcomes(cases, Skipped)
     modules = {}
-    for module in sorted({case.get("classname", "") for case in cases}):
-        every = [case for case in cases if case.get("classname", "") == module]
-        modules[module] = (len(every), len(_outcomes(every, "failure", "error")), len(_outcomes(every, "skipped")))
-    seconds = sum(float(case.get("time") or 0) for case in cases)
+    for module in sorted({case.classname or "" for case in cases}):
+        every = [case for case in cases if (case.classname or "") == module]
+        modules[module] = (len(every), len(_outcomes(every, Failure, Error)), len(_outcomes(every, Skipped)))
     return Suite(file.stem, len(cases), seconds, failed, skipped, modules)
 
 
-def _outcomes(cases: Sequence[ElementTree.Element], *kinds: str) -> list[tuple[str, str]]:
+def _outcomes(cases: Sequence[TestCase], *kinds: type[Result]) -> list[tuple[str, str]]:
     """Return the name of each test with an outcome of `kinds`, and why."""
-    found = []
-    for case in cases:
-        for outcome in [element for element in case if element.tag in kinds][:1]:
-            found.append((f"{case.get('classname', '')} {case.get('name', '')}".strip(), _first_line(outcome)))
-    return found
+    return [
+        (f"{case.classname or ''} {case.name or ''}".strip(), _first_line(outcome))
+        for case in cases
+        for outcome in [found for found in case.result if isinstance(found, kinds)][:1]
+    ]
 
 
-def _first_line(outcome: ElementTree.Element) -> str:
-    lines = (outcome.get("message") or outcome.text or "").strip().splitlines()
+def _first_line(outcome: Result) -> str:
+    lines = (outcome.message or outcome.text or "").strip().splitlines()
     return lines[0] if lines else ""

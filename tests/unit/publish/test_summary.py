@@ -145,7 +145,15 @@ def test_summary_of_a_step_is_bounded(settings: Settings, directory: Path) -> No
     assert page.endswith("The rest is in the reports.\n")
 
 
-@pytest.mark.parametrize(("name", "content"), [("verify.json", "{"), ("tests.xml", "<testsuites>")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("verify.json", "{"),
+        ("tests.xml", "<testsuites>"),
+        ("tests.xml", "<html/>"),
+        ("tests.xml", '<testsuite><testcase name="x" time="long"/></testsuite>'),
+    ],
+)
 def test_broken_report_is_named(settings: Settings, directory: Path, name: str, content: str) -> None:
     (directory / name).write_text(content)
     with pytest.raises(ToolkitError, match=rf"{name} cannot be read .*: remove it, then make it again"):
