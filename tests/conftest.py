@@ -147,6 +147,18 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return a repository with the version 1.2.3 and a commit of that tag."""
+    from tests.publication import release
+
+    path = tmp_path / "project"
+    path.mkdir()
+    git(path, "init", "--quiet", "--initial-branch=main")
+    release(path, "1.2.3")
+    return path
+
+
 def needs_docker() -> None:
     """Skip the test if there is no Docker engine."""
     try:

@@ -25,13 +25,7 @@ from scripts.pins.settings import Settings
 from scripts.publish import push
 from tests import registries as registries_module
 from tests.conftest import git
-from tests.publication import make_project, quiet, release, report
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """Return a repository with the version 1.2.3 and a commit of that tag."""
-    return make_project(tmp_path)
+from tests.publication import quiet, release, report
 
 
 @pytest.fixture

@@ -15,13 +15,7 @@ from scripts.pins.settings import Settings, load
 from scripts.publish import push
 from scripts.publish.push import chosen_registry
 from tests.conftest import git
-from tests.publication import archive, make_project, quiet, release, report
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """Return a repository with the version 1.2.3 and a commit of that tag."""
-    return make_project(tmp_path)
+from tests.publication import archive, quiet, release, report
 
 
 def test_login_goes_to_what_is_pushed_to() -> None:
