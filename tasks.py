@@ -23,7 +23,8 @@ def base(context: Context, set_: list[str]) -> None:
     """Get the base image: pull it or, failing that, make it with debootstrap."""
     from scripts.image import base
 
-    base.ensure(settings(context, set_))
+    chosen = settings(context, set_)
+    base.ensure(chosen.base_image, chosen.base_suite, chosen.build_directory)
 
 
 @command(**RELEASES)
@@ -31,7 +32,8 @@ def clone(context: Context, set_: list[str], freeswitch: str = "", sofia_sip: st
     """Clone the pinned upstreams into build/sources."""
     from scripts.sources import trees
 
-    trees.clone(settings(context, set_, freeswitch, sofia_sip))
+    chosen = settings(context, set_, freeswitch, sofia_sip)
+    trees.clone(chosen.sources, chosen.patches)
 
 
 @command(
@@ -74,7 +76,8 @@ def image_info(context: Context, set_: list[str], image: str = "", json: bool = 
     """Print what is in an image: upstreams, patches, modules, base, size."""
     from scripts.image import info
 
-    info.show(settings(context, set_), image, json)
+    patched = f"{settings(context, set_).image}:patched"
+    info.show(image or patched, json)
 
 
 @command(first="Name of an image.", second="Name of the other one.")
@@ -176,7 +179,8 @@ def login(context: Context, set_: list[str], registry: str = "") -> None:
     from scripts.machine import registry as registry_module
     from scripts.publish import push
 
-    registry_module.login(push.chosen_registry(settings(context, set_), registry))
+    chosen = settings(context, set_)
+    registry_module.login(push.chosen_registry(registry, chosen.push.repository, chosen.cache))
 
 
 @command(registry="Any repository of the registry, HOST/NAME (default: push.repository, else build.cache).")
@@ -185,7 +189,8 @@ def logout(context: Context, set_: list[str], registry: str = "") -> None:
     from scripts.machine import registry as registry_module
     from scripts.publish import push
 
-    registry_module.logout(push.chosen_registry(settings(context, set_), registry))
+    chosen = settings(context, set_)
+    registry_module.logout(push.chosen_registry(registry, chosen.push.repository, chosen.cache))
 
 
 @command(output="File to append it to (default: standard output).")
@@ -193,7 +198,7 @@ def summary(context: Context, set_: list[str], output: str = "") -> None:
     """Summarize the reports of build/report on a page of Markdown."""
     from scripts.publish import summary
 
-    summary.write(settings(context, set_), output)
+    summary.write(settings(context, set_).report_directory, output)
 
 
 @command()
@@ -201,7 +206,7 @@ def tip_issue(context: Context, set_: list[str]) -> None:
     """Open an issue on GitHub if `inv matrix --tip` failed; close it if it passed."""
     from scripts.publish import github
 
-    github.tell_of_tip(settings(context, set_))
+    github.tell_of_tip(settings(context, set_).report_directory)
 
 
 @command()
@@ -209,7 +214,7 @@ def release_page(context: Context, set_: list[str]) -> None:
     """Make the release page on GitHub of the version that `inv push` pushed."""
     from scripts.publish import github
 
-    github.release(settings(context, set_))
+    github.release(settings(context, set_).report_directory)
 
 
 @command(
@@ -224,7 +229,9 @@ def watch(
     """Print the reports of lost connections of a running FreeSWITCH as they come."""
     from scripts.freeswitch import events
 
-    events.watch(settings(context, set_), host, port, password, json)
+    chosen = settings(context, set_)
+    number = events.parse_port(port, "--port") if port else chosen.watch.port
+    events.watch(host or chosen.watch.host, number, chosen.esl_event, password, json)
 
 
 @command(

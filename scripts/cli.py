@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any, ParamSpec, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, cast
 
 import rich
 from invoke.context import Context
@@ -23,7 +23,10 @@ from invoke.tasks import task
 from scripts.errors import Terminated, ToolkitError
 from scripts.machine import terminal
 from scripts.machine.files import ROOT
-from scripts.pins.settings import Settings, check_environment, load
+from scripts.pins import environment
+
+if TYPE_CHECKING:
+    from scripts.pins.settings import Settings
 
 # Else GitPython, if there is no git, fails when it is imported.
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -112,13 +115,16 @@ def _check_git() -> None:
 def check_variables() -> None:
     """Check the INVOKE_... variables before Invoke reads them, and exit with one line if one is wrong."""
     try:
-        check_environment()
+        environment.check()
     except ToolkitError as error:
         raise Exit(f"error: {error}", code=1) from error
 
 
 def settings(context: Context, overrides: list[str], freeswitch: str = "", sofia_sip: str = "") -> Settings:
     """Return the settings in force: Invoke's configuration, the `--set` options and the releases."""
+    # Not for `inv --list`: the models take longer to import than that.
+    from scripts.pins.settings import load
+
     return load(cast(Mapping[str, Any], context.config), overrides, freeswitch, sofia_sip)
 
 
@@ -134,11 +140,11 @@ def run_tests(
         words = shlex.split(arguments)
     except ValueError as error:
         raise ToolkitError(f"--args {arguments!r}: {str(error).lower()}: close the quotation") from None
-    environment = {
+    variables = {
         **os.environ,
         "TOOLKIT_SET": "\n".join(overrides),
         "TOOLKIT_FREESWITCH": freeswitch,
         "TOOLKIT_SOFIA_SIP": sofia_sip,
     }
     command = [sys.executable, "-m", "pytest", *(["-q"] if rich.get_console().quiet else []), *words]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
+    return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode == 0

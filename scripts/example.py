@@ -23,17 +23,12 @@ from scripts.pins.settings import Settings
 DIRECTORY = ROOT / "examples" / "compose"
 # What of the toolkit the subscriber is made of, and the Python packages that it imports.
 TOOLKIT = (
-    "invoke.yaml",
-    "releases.yaml",
     "scripts/errors.py",
     "scripts/freeswitch/events.py",
-    "scripts/pins/releases.py",
-    "scripts/pins/settings.py",
     "scripts/freeswitch/subscriber.py",
-    "scripts/machine/files.py",
     "scripts/machine/terminal.py",
 )
-PACKAGES = ("genesis", "ruamel.yaml", "rich")
+PACKAGES = ("genesis", "rich")
 
 
 def build_images(settings: Settings, console: Console | None = None) -> str:
@@ -41,7 +36,10 @@ def build_images(settings: Settings, console: Console | None = None) -> str:
     console = console or get_console()
     build.build(settings, console)
     context = make_context(settings.build_directory / "subscriber")
-    labels = {f"{provenance.OCI}.title": "Subscriber", f"{provenance.OCI}.version": provenance.version(settings)}
+    labels = {
+        f"{provenance.OCI}.title": "Subscriber",
+        f"{provenance.OCI}.version": provenance.version(settings.source("freeswitch")),
+    }
     tag = f"{settings.image}:subscriber"
     target = Target("", tag, ("packages", "toolkit"), labels, DIRECTORY / "Dockerfile")
     build.make(settings, context, target, settings.build_directory / "subscriber.log", console)
@@ -55,7 +53,7 @@ def start(settings: Settings, console: Console | None = None) -> None:
     """
     command = engine.compose_command()
     build_images(settings, console)
-    environment = {**os.environ, "IMAGE": settings.image}
+    environment = {**os.environ, "IMAGE": settings.image, "ESL_EVENT": settings.esl_event}
 
     def compose(*arguments: str) -> int:
         every = [*command.split(), "--file", str(DIRECTORY / "compose.yaml"), "--profile", "phone", *arguments]

@@ -150,6 +150,18 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return a repository with the version 1.2.3 and a commit of that tag."""
+    from tests.publication import release
+
+    path = tmp_path / "project"
+    path.mkdir()
+    git(path, "init", "--quiet", "--initial-branch=main")
+    release(path, "1.2.3")
+    return path
+
+
 def needs_docker() -> None:
     """Skip the test if there is no Docker engine."""
     try:
@@ -185,7 +197,7 @@ def built(one_at_a_time: Callable[[], contextlib.AbstractContextManager[None]]) 
     needs_docker()
     with one_at_a_time():
         try:
-            sources_module.clone(found, Console(quiet=True))
+            sources_module.clone(found.sources, found.patches, Console(quiet=True))
         except ToolkitError as error:
             pytest.skip(f"the images are not tested: {error}")
         build.build(found, Console(quiet=True))
@@ -225,7 +237,7 @@ def registries(one_at_a_time: Callable[[], contextlib.AbstractContextManager[Non
     found = load(overrides=[line for line in os.environ.get("TOOLKIT_SET", "").splitlines() if line])
     needs_docker()
     with one_at_a_time():
-        base.ensure(found, Console(quiet=True))
+        base.ensure(found.base_image, found.base_suite, found.build_directory, Console(quiet=True))
     with engine.connect(600) as client:
         try:
             registries_module.build(client, found.base_image)

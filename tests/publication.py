@@ -54,12 +54,3 @@ def archive(settings: Settings, tags: Sequence[str], layers: Sequence[str] = ("l
     report(settings, f"sha256:{hashlib.sha256(configuration.encode()).hexdigest()}")
     data = engine.tar(files)
     (settings.build_directory / "image.tar").write_bytes(data[: len(data) - lost])
-
-
-def make_project(tmp_path: Path) -> Path:
-    """Return a repository with the version 1.2.3 and a commit of that tag."""
-    path = tmp_path / "project"
-    path.mkdir()
-    git(path, "init", "--quiet", "--initial-branch=main")
-    release(path, "1.2.3")
-    return path

@@ -104,15 +104,15 @@ class Figures:
 def run(
     lab: Lab,
     cycles: int,
+    console: Console,
     profile: str = "main",
     limit: float = 3600.0,
-    console: Console | None = None,
     pending: bool = False,
 ) -> Figures:
     """Run `cycles` after a warm-up, for `limit` seconds at most; return the figures.
 
     Needs a lab with `heap`, and with `pending`, where some clients subscribe or
-    call before they die, with the parameters PENDING. The progress is shown on `console` (default: not at all).
+    call before they die, with the parameters PENDING. The progress is shown on `console`.
     """
     users = [lab.user() for _ in range(USERS)]
     switch = lab.freeswitch
@@ -165,7 +165,7 @@ def run(
     # Nothing but a finished batch is shown: this process measures, too.
     with (
         ThreadPoolExecutor(WORKERS) as pool,
-        terminal.task(console or Console(quiet=True), "soak", cycles, still=True) as shown,
+        terminal.task(console, "soak", cycles, still=True) as shown,
     ):
         shown.say("warm-up")
         batch(0, min(WARM_UP, cycles))
@@ -234,7 +234,7 @@ def soak(
             parameters=PENDING if pending else None,
         ) as lab,
     ):
-        figures = run(lab, cycles, profile, limit, console, pending)
+        figures = run(lab, cycles, console, profile, limit, pending)
     for line in figures.lines():
         console.print(line, soft_wrap=True)
     for problem in figures.problems():

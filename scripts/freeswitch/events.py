@@ -25,7 +25,6 @@ from rich.table import Table
 
 from scripts.errors import ToolkitError
 from scripts.machine.terminal import printable, silence
-from scripts.pins.settings import Settings
 
 # genesis logs to stdout, in the middle of the events; what goes wrong on a
 # connection comes out as an exception here instead.
@@ -434,26 +433,25 @@ COLUMNS = (
 )
 
 
-def watch(settings: Settings, host: str = "", port: str = "", password: str = "", json_lines: bool = False) -> None:
+def watch(host: str, port: int, subclass: str, password: str = "", json_lines: bool = False) -> None:
     """Print each report as it arrives, until Ctrl-C.
 
     A user who has registered again by the time a report arrives is not called
     offline: what counts is the order of Event-Sequence.
 
-    `host` and `port` default to the settings, `password` to the environment
+    `subclass` is that of the reports. `password` defaults to the environment
     variable ESL_PASSWORD. The rows of a table, or with `json_lines` one JSON
     object per event that has all headers under their own names.
 
-    Raises ToolkitError if `port` is none, if there is no password, no
-    connection, or if the connection is lost.
+    Raises ToolkitError if there is no password, no connection, or if the
+    connection is lost.
     """
-    host, number = host or settings.watch_host, parse_port(port, "--port") if port else settings.watch_port
     password = password or os.environ.get("ESL_PASSWORD", "")
     if not password:
-        raise ToolkitError(f"no password for the event socket at {host}:{number}: pass --password or set ESL_PASSWORD")
+        raise ToolkitError(f"no password for the event socket at {host}:{port}: pass --password or set ESL_PASSWORD")
     try:
-        subclasses = [settings.esl_event, REGISTER, UNREGISTER, EXPIRE]
-        asyncio.run(_watch(Subscriber(host, number, password, subclasses), json_lines))
+        subclasses = [subclass, REGISTER, UNREGISTER, EXPIRE]
+        asyncio.run(_watch(Subscriber(host, port, password, subclasses), json_lines))
     except KeyboardInterrupt:
         pass
     except BrokenPipeError:

@@ -4,6 +4,7 @@ ESL_HOST           host of the event socket (127.0.0.1)
 ESL_PORT           its port (8021)
 ESL_PASSWORD       its password, or
 ESL_PASSWORD_FILE  a file that has it
+ESL_EVENT          subclass of the reports (sofia::tp_error_report)
 SUBSCRIBER_JSON    true: print each event as one line of JSON
 """
 
@@ -18,8 +19,9 @@ from scripts.errors import ToolkitError
 from scripts.freeswitch import events
 from scripts.freeswitch.events import ConnectionLost, Unreachable
 from scripts.machine import terminal
-from scripts.pins.settings import load
 
+# As the setting patches.esl_event has it, for who changes nothing.
+SUBCLASS = "sofia::tp_error_report"
 # Seconds between two attempts to connect.
 PAUSE = 1.0
 
@@ -29,14 +31,14 @@ def main() -> int:
     terminal.configure()
     try:
         password = _password()
-        port = os.environ.get("ESL_PORT") or "8021"
-        events.parse_port(port, "ESL_PORT")
-        settings = load()
+        host = os.environ.get("ESL_HOST") or "127.0.0.1"
+        port = events.parse_port(os.environ.get("ESL_PORT") or "8021", "ESL_PORT")
+        subclass = _subclass()
+        as_json = os.environ.get("SUBSCRIBER_JSON") == "true"
         told = ""
         while True:
             try:
-                as_json = os.environ.get("SUBSCRIBER_JSON") == "true"
-                events.watch(settings, os.environ.get("ESL_HOST", ""), port, password, as_json)
+                events.watch(host, port, subclass, password, as_json)
                 return 0
             except (Unreachable, ConnectionLost) as error:
                 # Once, not every second.
@@ -49,6 +51,14 @@ def main() -> int:
     except ToolkitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _subclass() -> str:
+    """Return the subclass of the reports; ToolkitError if a command of the event socket can't name it."""
+    subclass = os.environ.get("ESL_EVENT") or SUBCLASS
+    if subclass.split() != [subclass]:
+        raise ToolkitError(f"ESL_EVENT='{' '.join(subclass.split())}' is not an event subclass: give one ({SUBCLASS})")
+    return subclass
 
 
 def _password() -> str:

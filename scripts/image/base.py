@@ -19,20 +19,18 @@ from rich.console import Console
 
 from scripts.errors import ToolkitError
 from scripts.machine import engine, terminal
-from scripts.pins.settings import Settings
 
 INSTALL = "install it (`apt-get install debootstrap`)"
 # It, and what it fetches packages with, whose libraries git needs, too.
 PACKAGES = ("debootstrap", "wget")
 
 
-def ensure(settings: Settings, console: Console | None = None) -> None:
-    """See to it that the base image is on this machine.
+def ensure(name: str, suite: str, directory: Path, console: Console | None = None) -> None:
+    """See to it that the base image `name` is on this machine: `make` it if it can't be pulled.
 
     Raises ToolkitError if it is not there, cannot be pulled and cannot be made.
     """
     console = console or get_console()
-    name = settings.base_image
     with engine.connect() as client:
         try:
             client.images.get(name)
@@ -51,27 +49,27 @@ def ensure(settings: Settings, console: Console | None = None) -> None:
             ) from error
         except (DockerException, RequestException) as error:
             reason = engine.brief(error)
-    console.print(f"{name}: cannot be pulled ({reason}); bootstrapping {settings.base_suite} instead", soft_wrap=True)
-    make(settings, console)
+    console.print(f"{name}: cannot be pulled ({reason}); bootstrapping {suite} instead", soft_wrap=True)
+    make(name, suite, directory, console)
 
 
-def make(settings: Settings, console: Console | None = None) -> None:
-    """Make the base image out of the packages of `base_suite` with debootstrap.
+def make(name: str, suite: str, directory: Path, console: Console | None = None) -> None:
+    """Make the base image `name` out of the packages of the Debian release `suite` with debootstrap.
 
     Needs root or sudo, and takes a minute or two; debootstrap is downloaded
     where it is not installed. Raises ToolkitError if something it needs is
-    missing or fails; its temporary directory (some 300 MB in the build
-    directory) is removed in any case.
+    missing or fails; its temporary directory (some 300 MB in `directory`) is
+    removed in any case.
     """
     console = console or get_console()
-    with engine.connect(), _directory(settings) as root, tempfile.TemporaryDirectory(prefix="toolkit-") as tools:
-        command = _tool(settings, Path(tools), console)
-        _bootstrap([*_root_command(), *command, "--variant=minbase", settings.base_suite, str(root)], console)
-        _import(settings, root)
-    console.print(f"{settings.base_image}: made from {settings.base_suite}", soft_wrap=True)
+    with engine.connect(), _temporary(directory) as root, tempfile.TemporaryDirectory(prefix="toolkit-") as tools:
+        command = _tool(name, Path(tools), console)
+        _bootstrap([*_root_command(), *command, "--variant=minbase", suite, str(root)], console)
+        _import(name, root)
+    console.print(f"{name}: made from {suite}", soft_wrap=True)
 
 
-def _tool(settings: Settings, directory: Path, console: Console) -> list[str]:
+def _tool(name: str, directory: Path, console: Console) -> list[str]:
     """Return what calls debootstrap, which may be downloaded to `directory`: anybody can, and it runs where it is."""
     if found := debootstrap():
         return [found]
@@ -84,8 +82,7 @@ def _tool(settings: Settings, directory: Path, console: Console) -> list[str]:
     except (OSError, subprocess.CalledProcessError) as error:
         told = " ".join((getattr(error, "stderr", None) or str(error)).split())[-200:]
         raise ToolkitError(
-            f"debootstrap is missing, so {settings.base_image} cannot be made, and it cannot be downloaded "
-            f"({told}): {INSTALL}"
+            f"debootstrap is missing, so {name} cannot be made, and it cannot be downloaded ({told}): {INSTALL}"
         ) from None
     path = f"{directory / 'usr/bin'}:{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     library = directory / "usr/share/debootstrap"
@@ -126,10 +123,10 @@ def _root_command() -> list[str]:
 
 
 @contextmanager
-def _directory(settings: Settings) -> Iterator[Path]:
-    settings.build_directory.mkdir(parents=True, exist_ok=True)
+def _temporary(parent: Path) -> Iterator[Path]:
+    parent.mkdir(parents=True, exist_ok=True)
     # Not /tmp, which is often mounted nodev.
-    path = Path(tempfile.mkdtemp(prefix="base-", dir=settings.build_directory))
+    path = Path(tempfile.mkdtemp(prefix="base-", dir=parent))
     try:
         path.chmod(0o755)
         yield path
@@ -140,8 +137,8 @@ def _directory(settings: Settings) -> Iterator[Path]:
             if os.path.ismount(path / mount):
                 subprocess.run([*command, "umount", str(path / mount)], check=False)
         subprocess.run([*command, "rm", "-rf", "--one-file-system", str(path)], check=False)
-        if not any(settings.build_directory.iterdir()):
-            settings.build_directory.rmdir()
+        if not any(parent.iterdir()):
+            parent.rmdir()
 
 
 def _bootstrap(command: list[str], console: Console) -> None:
@@ -162,19 +159,19 @@ def _bootstrap(command: list[str], console: Console) -> None:
         )
 
 
-def _import(settings: Settings, root: Path) -> None:
-    """Load the tree `root`, without its package archives and lists, as the base image."""
-    repository, tag = _reference(settings.base_image)
+def _import(name: str, root: Path) -> None:
+    """Load the tree `root`, without its package archives and lists, as the image `name`."""
+    repository, tag = _reference(name)
     excludes = ["--exclude=./var/cache/apt/archives/*.deb", "--exclude=./var/lib/apt/lists/*"]
     tar = [*_root_command(), "tar", "-C", str(root), "--numeric-owner", *excludes, "-c", "."]
-    changes = [*(f"LABEL {name}={value}" for name, value in engine.IMAGE_LABEL.items()), 'CMD ["bash"]']
+    changes = [*(f"LABEL {key}={value}" for key, value in engine.IMAGE_LABEL.items()), 'CMD ["bash"]']
     with engine.connect(timeout=600) as client, subprocess.Popen(tar, stdout=subprocess.PIPE) as process:
         answer = client.api.import_image_from_stream(process.stdout, repository=repository, tag=tag, changes=changes)
         process.wait()
         # The engine has made the image before anyone could see that its tar was cut short.
         if process.returncode:
-            client.images.remove(settings.base_image)
+            client.images.remove(name)
             raise ToolkitError(f"tar of {root} failed with status {process.returncode}: see its message above")
     for line in answer.splitlines():
         if error := json.loads(line).get("error"):
-            raise ToolkitError(f"Docker did not import {settings.base_image}: {error}")
+            raise ToolkitError(f"Docker did not import {name}: {error}")

@@ -27,7 +27,7 @@ from scripts.image import base, cache, provenance, sbom, variables
 from scripts.machine import engine, terminal
 from scripts.machine.files import ROOT, short
 from scripts.patchset import series
-from scripts.pins.settings import Settings
+from scripts.pins.settings import ModuleSet, Settings
 from scripts.sources import trees
 from scripts.sources.export import export
 from scripts.templates import environment, render
@@ -109,9 +109,9 @@ def build(settings: Settings, console: Console | None = None) -> Images:
     engine.check_command()
     with engine.connect():
         pass  # Without an engine nothing below is worth its time.
-    trees.clone(settings, console)
+    trees.clone(settings.sources, settings.patches, console)
     series.run(settings, console=console)
-    base.ensure(settings, console)
+    base.ensure(settings.base_image, settings.base_suite, settings.build_directory, console)
     context = make_context(settings)
     every = targets(settings)
     log = settings.build_directory / "build.log"
@@ -182,8 +182,8 @@ def make_context(settings: Settings) -> Path:
         "configure.options": chosen.configure,
     }.items():
         _write(context / file, "".join(f"{line}\n" for line in lines))
-    _render(settings, context, CONFIGURATION)
-    _render(settings, context, SHARE)
+    _render(chosen, context, CONFIGURATION)
+    _render(chosen, context, SHARE)
     write_entrypoint(context / SHARE)
     for empty in ("directory", "scripts", "tls"):
         (context / CONFIGURATION / empty).mkdir()
@@ -266,7 +266,12 @@ def _write_sbom(settings: Settings, context: Path) -> None:
         raise ToolkitError(f"image {settings.image}:stock: dpkg-query failed: {output.strip()}")
     *listing, distro = output.splitlines()
     text = sbom.make(
-        settings, NAME, provenance.version(settings), provenance.epoch(settings), sbom.packages(listing), distro
+        settings,
+        NAME,
+        provenance.version(settings.source("freeswitch")),
+        provenance.epoch(settings.sources),
+        sbom.packages(listing),
+        distro,
     )
     _write(context / SBOM, text)
     _write(settings.report_directory / SBOM, text)
@@ -299,7 +304,7 @@ def make(settings: Settings, context: Path, target: Target, log: Path, console: 
             made_from = str(client.images.get(target.tag).labels.get(INPUTS, ""))
     if made_from == inputs:
         console.print(f"{target.tag}: up to date")
-    elif not cache.fetch(settings, target.tag, inputs, console):
+    elif not cache.fetch(settings.cache, target.tag, inputs, console):
         docker_build(settings, context, target, {**engine.IMAGE_LABEL, INPUTS: inputs, **target.labels}, log, console)
 
 
@@ -324,13 +329,13 @@ DERIVED = (
 )
 
 
-def _render(settings: Settings, context: Path, name: str) -> None:
-    """Render the directory `name` of the templates into the context."""
+def _render(chosen: ModuleSet, context: Path, name: str) -> None:
+    """Render the directory `name` of the templates for the modules `chosen` into the context."""
     templates = environment(TEMPLATES / name, markup=True)
     groups = variables.groups()
     values: Mapping[str, object] = {
-        "modules": settings.module_set.modules,
-        "configure": settings.module_set.configure,
+        "modules": chosen.modules,
+        "configure": chosen.configure,
         "groups": groups,
         "variables": [*(variable["name"] for group in groups for variable in group["variables"]), *DERIVED],
     }
@@ -358,14 +363,14 @@ def docker_build(
     arguments = {
         "BASE_IMAGE": settings.base_image,
         "JOBS": str(settings.jobs),
-        "SOURCE_DATE_EPOCH": str(provenance.epoch(settings)),
+        "SOURCE_DATE_EPOCH": str(provenance.epoch(settings.sources)),
     }
     if settings.cache:
         # BuildKit reuses the layers of a pulled image only if the image describes them.
         arguments["BUILDKIT_INLINE_CACHE"] = "1"
     for name, value in arguments.items():
         command += ["--build-arg", f"{name}={value}"]
-    for image in [] if afresh else cache.layers(settings):
+    for image in [] if afresh else cache.layers(settings.cache, settings.image):
         command += ["--cache-from", image]
     for name, value in labels.items():
         command += ["--label", f"{name}={value}"]

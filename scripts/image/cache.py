@@ -16,7 +16,6 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.machine import engine, registry
 from scripts.machine.engine import LABEL
-from scripts.pins.settings import Settings
 
 # The label with the hash of what an image was made from.
 INPUTS = f"{LABEL}.inputs"
@@ -24,57 +23,57 @@ INPUTS = f"{LABEL}.inputs"
 LENGTH = 16
 
 
-def reference(settings: Settings, tag: str, inputs: str = "") -> str:
-    """Return the place of the image `tag` in the cache, of the newest if `inputs` is empty."""
+def reference(repository: str, tag: str, inputs: str = "") -> str:
+    """Return the place of the image `tag` in the cache `repository`, of the newest if `inputs` is empty."""
     stage = tag.rpartition(":")[2]
-    return f"{settings.cache}:{stage}-{inputs[:LENGTH]}" if inputs else f"{settings.cache}:{stage}"
+    return f"{repository}:{stage}-{inputs[:LENGTH]}" if inputs else f"{repository}:{stage}"
 
 
-def fetch(settings: Settings, tag: str, inputs: str, console: Console) -> bool:
+def fetch(repository: str, tag: str, inputs: str, console: Console) -> bool:
     """Pull the image `tag` that was made from `inputs` and return whether the cache has it.
 
     If it does not, the newest of that stage is pulled for its layers. An
-    unreachable cache costs a line, not the build.
+    unreachable cache costs a line, not the build. An empty `repository` is none.
     """
-    if not settings.cache:
+    if not repository:
         return False
     try:
         with engine.connect(registry.TIMEOUT) as client:
-            return _fetch(client, settings, tag, inputs, console)
+            return _fetch(client, repository, tag, inputs, console)
     except ToolkitError as error:
         console.print(f"cache not used: {error}", soft_wrap=True, highlight=False)
         return False
 
 
-def layers(settings: Settings) -> list[str]:
-    """Return the images whose layers a build may use, as `docker build --cache-from` takes them.
+def layers(repository: str, image: str) -> list[str]:
+    """Return the images whose layers a build of `image` may use, as `docker build --cache-from` takes them.
 
     It is empty as long as all layers were built on this machine: Docker knows
     them then, and it would look for them in these images only.
     """
-    if not settings.cache:
+    if not repository:
         return []
     with engine.connect() as client:
-        pulled = _tags(client, settings.cache)
-        return [*pulled, *_tags(client, settings.image)] if pulled else []
+        pulled = _tags(client, repository)
+        return [*pulled, *_tags(client, image)] if pulled else []
 
 
-def push(settings: Settings, console: Console | None = None) -> list[str]:
-    """Push the images of this machine that `build` made to the cache; return the references that were new.
+def push(repository: str, name: str, console: Console | None = None) -> list[str]:
+    """Push the images `name` of this machine that `build` made to the cache; return the references that were new.
 
     Raises ToolkitError if there is no cache or no image, or if the registry
     does not take them.
     """
     console = console or get_console()
-    if not settings.cache:
+    if not repository:
         raise ToolkitError("the setting build.cache is empty: name a repository (--set build.cache=HOST/NAME)")
     pushed = []
     with engine.connect(registry.TIMEOUT) as client:
-        images = _made(client, settings)
+        images = _made(client, name)
         if not images:
-            raise ToolkitError(f"there is no image {settings.image} to push: run `inv build`")
+            raise ToolkitError(f"there is no image {name} to push: run `inv build`")
         for tag, image in images.items():
-            exact, newest = reference(settings, tag, image.labels[INPUTS]), reference(settings, tag)
+            exact, newest = reference(repository, tag, image.labels[INPUTS]), reference(repository, tag)
             known = registry.digest(client, exact)
             if known and known == registry.digest(client, newest):
                 console.print(f"{exact}: there already", soft_wrap=True, highlight=False)
@@ -89,9 +88,9 @@ def push(settings: Settings, console: Console | None = None) -> list[str]:
     return pushed
 
 
-def _made(client: DockerClient, settings: Settings) -> dict[str, Image]:
-    """Return the images of `build`, by their tags."""
-    every = {tag: client.images.get(tag) for tag in _tags(client, settings.image)}
+def _made(client: DockerClient, name: str) -> dict[str, Image]:
+    """Return the images `name` of `build`, by their tags."""
+    every = {tag: client.images.get(tag) for tag in _tags(client, name)}
     return {tag: image for tag, image in every.items() if image.labels.get(INPUTS)}
 
 
@@ -101,8 +100,8 @@ def _tags(client: DockerClient, repository: str) -> list[str]:
     return sorted(tag for tag in every if tag.rpartition(":")[0] == repository)
 
 
-def _fetch(client: DockerClient, settings: Settings, tag: str, inputs: str, console: Console) -> bool:
-    exact, newest = reference(settings, tag, inputs), reference(settings, tag)
+def _fetch(client: DockerClient, repository: str, tag: str, inputs: str, console: Console) -> bool:
+    exact, newest = reference(repository, tag, inputs), reference(repository, tag)
     image = registry.pull(client, exact)
     if image is None:
         if registry.pull(client, newest) is not None:

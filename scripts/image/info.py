@@ -21,7 +21,6 @@ from scripts.image.build import SBOM_IN_IMAGE
 from scripts.image.provenance import MODULE_SET, OCI, SERIES
 from scripts.machine import engine, terminal
 from scripts.machine.engine import LABEL
-from scripts.pins.settings import Settings
 
 MODULES = "/usr/local/freeswitch/mod"
 
@@ -64,13 +63,13 @@ class Info:
     ports: Sequence[str]
 
 
-def show(settings: Settings, name: str = "", as_json: bool = False, console: Console | None = None) -> Info:
-    """Print what is in the image `name` (default: the patched one), with `as_json` as JSON.
+def show(name: str, as_json: bool = False, console: Console | None = None) -> Info:
+    """Print what is in the image `name`, with `as_json` as JSON.
 
     Raises ToolkitError if there is no such image or it is none of this toolkit.
     """
     console = terminal.loud(console or get_console())
-    found = inspect(name or f"{settings.image}:patched")
+    found = inspect(name)
     if as_json:
         print(json.dumps(asdict(found), indent=2))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,7 +13,7 @@ from scripts.machine import engine, git
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.patchset import series
-from scripts.pins.settings import Settings
+from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
 
 OCI = "org.opencontainers.image"
@@ -31,14 +31,14 @@ def project_version(root: Path = ROOT) -> str:
     return str(tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"])
 
 
-def version(settings: Settings) -> str:
-    """Return the version of the patched image: that of FreeSWITCH, and that of the project behind -tp."""
-    return f"{trees.version(settings.source('freeswitch')).removeprefix('v')}-tp{project_version(ROOT)}"
+def version(freeswitch: Source) -> str:
+    """Return the version of the patched image: that of `freeswitch`, and that of the project behind -tp."""
+    return f"{trees.version(freeswitch).removeprefix('v')}-tp{project_version(ROOT)}"
 
 
-def epoch(settings: Settings) -> int:
-    """Return SOURCE_DATE_EPOCH: when the newest pinned commit was made, which stands for the time of the build."""
-    return max(trees.committed(source) for source in settings.sources)
+def epoch(sources: Iterable[Source]) -> int:
+    """Return SOURCE_DATE_EPOCH, the time of the build to go by: when the newest commit of `sources` was made."""
+    return max(trees.committed(source) for source in sources)
 
 
 def labels(settings: Settings, patched: bool) -> dict[str, str]:
@@ -47,15 +47,15 @@ def labels(settings: Settings, patched: bool) -> dict[str, str]:
     for source in settings.sources:
         pins[f"{LABEL}.{source.name}"] = source.commit
         pins[f"{LABEL}.{source.name}.version"] = trees.version(source)
-    upstream = trees.version(settings.source("freeswitch")).removeprefix("v")
+    freeswitch = settings.source("freeswitch")
     every = {
         **pins,
         SERIES: series.series_hash(settings) if patched else "",
         MODULE_SET: settings.module_set.name,
         f"{OCI}.title": "FreeSWITCH",
         f"{OCI}.description": PATCHED if patched else STOCK,
-        VERSION: version(settings) if patched else upstream,
-        f"{OCI}.created": datetime.fromtimestamp(epoch(settings), UTC).isoformat().replace("+00:00", "Z"),
+        VERSION: version(freeswitch) if patched else trees.version(freeswitch).removeprefix("v"),
+        f"{OCI}.created": datetime.fromtimestamp(epoch(settings.sources), UTC).isoformat().replace("+00:00", "Z"),
         f"{OCI}.licenses": LICENSES,
         f"{OCI}.base.name": settings.base_image,
         f"{OCI}.base.digest": _base_digest(settings.base_image),

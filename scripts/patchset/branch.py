@@ -74,7 +74,7 @@ def import_series(settings: Settings, console: Console | None = None, base: Sett
     base = base or settings_module.load()
     conflicts: list[str] = []
     done: list[str] = []
-    with trees.locked(settings, console):
+    with trees.locked(settings.sources, console):
         for source in settings.sources:
             series.own_tree(source)
             _check_branch(source)
@@ -109,7 +109,7 @@ def export_series(settings: Settings, console: Console | None = None, base: Sett
         raise ToolkitError(
             f"setting 'patches.exclude' leaves out {listing(settings.excluded_patches)}", "export without it"
         )
-    with trees.locked(settings, console):
+    with trees.locked(settings.sources, console):
         _recover(settings)
         pins = {source.name: source.commit for source in (base or settings_module.load()).sources}
         exported = [

@@ -189,7 +189,7 @@ def run(settings: Settings, check_only: bool = False, to_pins: bool = False, con
     """Apply the series, or only check it, or take the trees back to their pins, and print the outcome."""
     if check_only and to_pins:
         raise ToolkitError("--check and --revert exclude each other", "give one of them")
-    with trees.locked(settings, console):
+    with trees.locked(settings.sources, console):
         outcomes = check(settings) if check_only else revert(settings) if to_pins else apply(settings)
     show(outcomes, console)
 
@@ -220,7 +220,7 @@ def files(settings: Settings, upstream: str) -> list[Path]:
     Raises ToolkitError on a file or directory that is not named as it should be.
     """
     known = {name for item in settings.sources for name in (item.name, *dict(item.carried))}
-    trees.require_series(settings)
+    trees.require_series(settings.patches)
     for directory in settings.patches.iterdir():
         # An export that was killed leaves hidden ones.
         if directory.is_dir() and directory.name not in known and not directory.name.startswith("."):

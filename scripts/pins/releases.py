@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, get_args, get_origin
+
+from pydantic import Field, ValidationError
 
 from scripts.errors import ToolkitError
 from scripts.machine.files import ROOT, read_yaml
+from scripts.pins.model import SettingKind, Model, Problem, Texts, checked, problem
 
 FILE = ROOT / "releases.yaml"
 # A release that is named after a branch: newer than all with a number.
@@ -148,24 +152,94 @@ class Releases:
         return known[name]
 
 
+class Entry(Model):
+    """What releases.yaml has for a release."""
+
+    commit: Annotated[
+        str,
+        Field(description="a full commit (40 hexadecimal digits)"),
+        checked(lambda commit: "" if COMMIT.fullmatch(commit) else f"'{commit}' is not a full commit"),
+    ]
+
+
+class FreeSwitchEntry(Entry):
+    """What it has for a release of FreeSWITCH."""
+
+    sofia_sip: Annotated[str, Field(description=f"the oldest sofia-sip that it takes, or {IN_TREE}")]
+    include: Annotated[Texts, Field(description="a list of sparse-checkout patterns")] = ()
+
+
+class Named(Model):
+    """What it has for a pair with a name."""
+
+    freeswitch: Annotated[str, Field(description="a release of FreeSWITCH")]
+    sofia_sip: Annotated[str, Field(description="a release of sofia-sip")] = ""
+
+
+class Table(Model):
+    """All of releases.yaml."""
+
+    sets: Annotated[dict[str, Named], Field(description="pairs of releases by their names")]
+    freeswitch: Annotated[dict[str, FreeSwitchEntry], Field(description="releases of FreeSWITCH by their names")]
+    sofia_sip: Annotated[dict[str, Entry], Field(description="releases of sofia-sip by their names")]
+    spandsp: Annotated[
+        dict[str, Entry], Field(default_factory=dict, description="commits of spandsp by releases of FreeSWITCH")
+    ]
+
+
 def load(file: Path = FILE) -> Releases:
-    """Return what `file` lists; ToolkitError if it is not of the right form."""
-    data = read_yaml(file)
+    """Return what `file` lists; ToolkitError, with the key and what it should be, if it is not of the right form."""
     try:
-        tables = {
-            upstream: {
-                name: Release(name, entry["commit"], entry.get("sofia_sip", ""), tuple(entry.get("include", ())))
-                for name, entry in table.items()
-            }
-            for upstream, table in data.items()
-            if upstream != "sets"
-        }
-        sets = {name: (entry["freeswitch"], entry.get("sofia_sip", "")) for name, entry in data["sets"].items()}
-        releases = Releases(tables["freeswitch"], tables["sofia_sip"], sets, tables.get("spandsp", {}))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ToolkitError(f"{file.name}: not of the right form ({' '.join(str(error).split())})") from error
-    for upstream, table in tables.items():
-        for release in table.values():
-            if not isinstance(release.commit, str) or not COMMIT.fullmatch(release.commit):
-                raise ToolkitError(f"{file.name}: {upstream} {release.name}: '{release.commit}' is not a full commit")
-    return releases
+        table = Table.model_validate(read_yaml(file))
+    except ValidationError as error:
+        raise ToolkitError(_line(problem(error), file.name)) from None
+    sofia_sip, spandsp = (
+        {name: Release(name, entry.commit) for name, entry in entries.items()}
+        for entries in (table.sofia_sip, table.spandsp)
+    )
+    freeswitch = {
+        name: Release(name, entry.commit, entry.sofia_sip, entry.include) for name, entry in table.freeswitch.items()
+    }
+    sets = {name: (entry.freeswitch, entry.sofia_sip) for name, entry in table.sets.items()}
+    return Releases(freeswitch, sofia_sip, sets, spandsp)
+
+
+def _line(wrong: Problem, file: str) -> str:
+    """Return in one line what is wrong with `file`, where, and what is expected there."""
+    *outer, last = wrong.keys or ("",)
+    where = " ".join(outer)
+    expected = _expected(wrong.keys)[1]
+    start = f"{file}: not of the right form: "
+    place = f"'{last}' of {where}" if where else f"'{last}'" if last else "all of it"
+    match wrong.kind:
+        case SettingKind.UNKNOWN:
+            known = ", ".join(_expected(outer)[0].model_fields)
+            return f"{start}{place} is no key: remove it (the keys are {known})"
+        case SettingKind.MISSING:
+            return f"{start}{place} is missing ({expected}): add it"
+        case SettingKind.NAME:
+            return f"{start}the name '{wrong.value}' in {' '.join(wrong.keys)} must be text: put it in quotes"
+        case SettingKind.GROUP:
+            return f"{start}{place} must be {expected}, not '{wrong.value}'"
+        case SettingKind.ITEM:
+            return f"{start}{place} must be {expected}, not of '{wrong.value}': put it in quotes"
+        case SettingKind.TYPE:
+            quotes = ": put it in quotes" if wrong.expected.startswith("text") else ""
+            return f"{start}{place} must be {expected}, not '{wrong.value}'{quotes}"
+        case SettingKind.VALUE:
+            return f"{file}: {where}: {wrong.expected}: '{last}' must be {expected}"
+
+
+def _expected(keys: Sequence[str]) -> tuple[type[Model], str]:
+    """Return the model that the last of `keys` is of, or the last one above it, and what is expected there."""
+    model: type[Model] = Table
+    expected = f"a table of {', '.join(Table.model_fields)}"
+    for key in keys:
+        if found := model.model_fields.get(key):
+            expected = found.description or ""
+            inner = get_args(found.annotation)
+            model = inner[-1] if get_origin(found.annotation) is dict else model
+        else:
+            # The name of a release, or of a pair.
+            expected = f"a table of {', '.join(model.model_fields)}"
+    return model, expected

@@ -1,7 +1,8 @@
 """The settings of the toolkit: invoke.yaml, the environment, `--set`.
 
 Invoke merges invoke.yaml with its `INVOKE_...` variables; this module adds
-`--set key=value`, checks the outcome and hands it on as frozen dataclasses.
+`--set key=value`, has the outcome checked (`schema`) and hands it on as frozen
+values: with absolute paths, the chosen set of modules, the chosen releases.
 """
 
 from __future__ import annotations
@@ -15,58 +16,14 @@ from typing import Any
 
 from scripts.errors import ToolkitError
 from scripts.machine.files import ROOT, read_yaml
-from scripts.pins import releases
-from scripts.pins.releases import COMMIT, Pair
+from scripts.pins import environment, releases, schema
+from scripts.pins.environment import FILE as FILE
+from scripts.pins.releases import Pair
 
-FILE = ROOT / "invoke.yaml"
-
-# A nua event is a C enumerator, and the ESL subclass ends up in a C string
-# and in an event header.
-NUA_EVENT = re.compile(r"nua_i_[a-z0-9_]+")
-ESL_EVENT = re.compile(r"[A-Za-z0-9_-]+::[A-Za-z0-9_-]+")
-IMAGE = re.compile(r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*")
-# With or without the host of a registry, never with a tag.
-REPOSITORY = re.compile(
-    r"(?:(?=[^/]*[.:]|localhost/)[A-Za-z0-9.-]+(?::\d+)?/)?[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
-    r"(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*"
-)
-PATCH = re.compile(r"[a-z0-9-]+/\d{4}")
-MODULE = re.compile(r"[a-z_]+/mod_[a-z0-9_]+")
 # The module that reports lost connections: without it there is nothing to build.
 SOFIA = "endpoints/mod_sofia"
 PATCHED_FILE = re.compile(rb"^diff --git a/(\S+) b/", re.MULTILINE)
 MODULE_FILE = re.compile(r"src/mod/([a-z_]+/mod_[a-z0-9_]+)/")
-PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
-# A repository, and a tag, a digest or both.
-REFERENCE = re.compile(rf"{REPOSITORY.pattern}(?::\w[\w.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?", re.ASCII)
-URL = re.compile(r"(?:https?://\S+)?")
-OPTION = re.compile(r"--[a-z][A-Za-z0-9=/,._-]*")
-# What Invoke itself reads from the environment: INVOKE_RUN_ECHO, say.
-INVOKE = ("debug", "run", "runtime", "sudo", "tasks", "timeouts")
-
-# What has to be in invoke.yaml: groups, and the types of the settings in them.
-SOURCE = {"url": str, "tag": str, "commit": str, "exclude": list}
-FORM: Mapping[str, Any] = {
-    "sources": {"directory": str, "sofia_sip": SOURCE, "spandsp": SOURCE, "freeswitch": SOURCE},
-    "patches": {"directory": str, "nua_event": str, "esl_event": str, "exclude": list},
-    "build": {
-        "base_image": str,
-        "base_suite": str,
-        "image": str,
-        "cache": str,
-        "source_url": str,
-        "jobs": int,
-        "module_set": str,
-        "modules": list,
-        "packages": list,
-        "growth": float,
-    },
-    "module_sets": {},
-    "verify": {"report_directory": str, "start_timeout": float, "event_timeout": float},
-    "watch": {"host": str, "port": int},
-    "push": {"repository": str},
-}
-MODULE_SET = {"size": float, "packages": list, "configure": list, "include": list, "extends": str, "modules": list}
 
 
 @dataclass(frozen=True)
@@ -126,9 +83,8 @@ class Settings:
     report_directory: Path
     start_timeout: float
     event_timeout: float
-    watch_host: str
-    watch_port: int
-    push_repository: str
+    watch: schema.Watch
+    push: schema.Push
 
     def source(self, name: str) -> Source:
         """Return the source called `name`; ToolkitError if there is none."""
@@ -153,17 +109,16 @@ def load(
     of the pins. Raises ToolkitError on an unknown setting, a value of the
     wrong form, or releases that are not supported.
     """
-    schema = read()
-    values = {key: _plain(config[key]) for key in schema} if config is not None else schema
-    _check_keys(values, schema)
-    check_environment()
+    environment.check()
+    defaults = read()
+    values = schema.shape({key: _plain(config[key]) for key in defaults}) if config is not None else defaults
     overrides = list(overrides)
     sets = [override for override in overrides if "=" not in override]
     pair = _choose(values, sets, freeswitch, sofia_sip)
     for override in overrides:
         if override not in sets:
             _override(values, override)
-    settings = _settings(values)
+    settings = _settings(schema.check(values))
     return choose(settings, pair, {override.partition("=")[0] for override in overrides}) if pair else settings
 
 
@@ -207,42 +162,12 @@ def choose(settings: Settings, pair: Pair, keep: Collection[str] = ()) -> Settin
 
 
 def read(file: Path = FILE) -> dict[str, Any]:
-    """Return the settings in `file`, as groups in a dictionary.
+    """Return the settings in `file`, as groups in a dictionary, whatever their values.
 
     Raises ToolkitError, with the name of the file, if it cannot be read, or if
     a setting is missing, unknown or of the wrong type.
     """
-    values = read_yaml(file)
-    values = values if isinstance(values, dict) else {}
-    sets = values.get("module_sets")
-    form = {**FORM, "module_sets": dict.fromkeys(sets, MODULE_SET) if isinstance(sets, dict) else {}}
-    found: dict[str, Any] = _formed(values, form, file.name)
-    return found
-
-
-def _formed(values: Any, form: Any, name: str, key: str = "") -> Any:
-    """Return `values` if they have the `form`; nothing at all stands for an empty text or list."""
-    if isinstance(form, Mapping):
-        if not isinstance(values, Mapping):
-            raise ToolkitError(f"{name}: '{key}' must be a group of settings, not '{values}'")
-        for unknown in [item for item in values if item not in form]:
-            raise ToolkitError(f"{name}: there is no setting '{_joined(key, unknown)}': remove it")
-        for missing in [item for item in form if item not in values]:
-            raise ToolkitError(f"{name}: the setting '{_joined(key, missing)}' is missing: add it")
-        return {item: _formed(values[item], form[item], name, _joined(key, item)) for item in form}
-    if values is None and form in (str, list):
-        return form()
-    good = isinstance(values, (int, float) if form is float else form) and not isinstance(values, bool)
-    if not good:
-        what = {str: "text (put it in quotes)", list: "a list", int: "a whole number", float: "a number"}[form]
-        raise ToolkitError(f"{name}: the setting '{key}' must be {what}, not '{values}'")
-    if form is list and not all(isinstance(item, str) for item in values):
-        raise ToolkitError(f"{name}: the setting '{key}' must be a list of texts (put them in quotes), not {values}")
-    return values
-
-
-def _joined(key: str, item: object) -> str:
-    return f"{key}.{item}" if key else str(item)
+    return schema.shape(read_yaml(file), file.name)
 
 
 def _plain(value: Any) -> Any:
@@ -250,53 +175,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "items"):
         return {key: _plain(item) for key, item in value.items()}
     return value
-
-
-def _check_keys(values: Mapping[str, Any], schema: Mapping[str, Any], prefix: str = "") -> None:
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if key not in schema:
-            raise ToolkitError(f"unknown setting '{name}': {FILE.name} lists the known ones")
-        if isinstance(schema[key], Mapping):
-            if not isinstance(value, Mapping):
-                raise ToolkitError(f"setting '{name}' must be a group of settings, not '{value}'")
-            _check_keys(value, schema[key], f"{name}.")
-
-
-def _leaves(schema: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
-    for key, value in schema.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-def check_environment() -> None:
-    """Raise ToolkitError on a variable that Invoke would silently ignore, or fail on with a traceback."""
-    schema = read()
-    known = {"INVOKE_" + leaf.replace(".", "_").upper() for leaf in _leaves(schema)}
-    for variable in os.environ:
-        group = variable.removeprefix("INVOKE_").split("_")[0].lower()
-        if variable.startswith("INVOKE_") and group not in INVOKE and variable not in known:
-            raise ToolkitError(f"unknown setting in environment variable {variable}: {FILE.name} lists the known ones")
-    for leaf in _leaves(schema):
-        variable = "INVOKE_" + leaf.replace(".", "_").upper()
-        if variable in os.environ:
-            _check_variable(variable, leaf, schema)
-
-
-def _check_variable(variable: str, leaf: str, schema: Mapping[str, Any]) -> None:
-    default: Any = schema
-    for name in leaf.split("."):
-        default = default[name]
-    if isinstance(default, list):
-        raise ToolkitError(f"environment variable {variable}: a list is set with --set {leaf}=first,second")
-    try:
-        type(default)(os.environ[variable])
-    except ValueError:
-        raise ToolkitError(
-            f"environment variable {variable}: '{os.environ[variable]}' is not {_form(default)}"
-        ) from None
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -311,91 +189,38 @@ def _override(values: dict[str, Any], override: str) -> None:
     try:
         group[leaf] = (text.split(",") if text else []) if isinstance(old, list) else type(old)(text)
     except ValueError:
-        raise ToolkitError(f"--set {override}: '{text}' is not {_form(old)}") from None
-
-
-def _form(value: Any) -> str:
-    return "a whole number" if isinstance(value, int) else "a number"
-
-
-def _match(pattern: re.Pattern[str], value: str, name: str, form: str) -> str:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise ToolkitError(f"setting '{name}': '{value}' is not {form}")
-    return value
+        raise ToolkitError(f"--set {override}: '{text}' is not {environment.form(old)}") from None
 
 
 def repository(value: str, name: str) -> str:
     """Return `value` if it is the name of a repository or empty; else raise ToolkitError about the setting `name`."""
-    return value and _match(
-        REPOSITORY, value, name, "a repository without a tag (registry.example.org/voip/freeswitch)"
-    )
-
-
-def _number(value: Any, name: str, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ToolkitError(f"setting '{name}': '{value}' is not a number from {low:g} to {high:g}")
+    if wrong := schema.wrong_repository(value):
+        raise ToolkitError(f"setting '{name}'{wrong}")
     return value
 
 
-def _inside(path: str, name: str) -> Path:
-    """Return the directory `path` for the trees; ToolkitError if it is one that has other things in it."""
-    directory = (ROOT / path).resolve()
-    if directory == ROOT or directory in ROOT.parents:
-        raise ToolkitError(f"setting '{name}': '{path}' is not a directory of its own: give one (build/sources)")
-    return directory
-
-
-def _source(key: str, values: Mapping[str, Any], directory: Path) -> Source:
+def _source(key: str, values: schema.SourceSection, directory: Path) -> Source:
     name = key.replace("_", "-")
-    where = f"sources.{key}"
-    if not values["url"]:
-        raise ToolkitError(f"setting '{where}.url' is empty: give the address of a git repository")
-    form = "a full commit (40 hexadecimal digits; `git rev-parse TAG^{commit}` prints it)"
-    return Source(
-        name=name,
-        url=values["url"],
-        tag=values["tag"] or "",
-        commit=_match(COMMIT, values["commit"], f"{where}.commit", form),
-        exclude=tuple(values["exclude"] or ()),
-        path=directory / name,
-    )
+    return Source(name, values.url, values.tag, values.commit, values.exclude, directory / name)
 
 
-def _module_set(build: Mapping[str, Any], sets: Mapping[str, Any]) -> tuple[ModuleSet, tuple[str, ...]]:
+def _module_set(build: schema.Build, sets: Mapping[str, schema.ModuleSetSection]) -> tuple[ModuleSet, tuple[str, ...]]:
     """Return the set that `build` chooses, and the patterns that it takes back from the excluded sources."""
-    name = build["module_set"]
-    if name not in sets:
-        raise ToolkitError(f"setting 'build.module_set': there is no set '{name}', use {', '.join(sets)}")
-    where = f"module_sets.{name}"
-    chosen = sets[name]
-    extended = chosen["extends"]
-    if extended and extended not in sets:
-        raise ToolkitError(f"setting '{where}.extends': there is no set '{extended}', use {', '.join(sets)}")
-    modules = (*(sets[extended]["modules"] if extended else ()), *chosen["modules"])
-    packages = (*chosen["packages"], *build["packages"])
-    size = _number(chosen["size"], f"{where}.size", 0, 100_000)
-    built = tuple(
-        _match(MODULE, module, "build.modules", "a module (endpoints/mod_sofia, say)")
-        for module in build["modules"] or modules
-    )
+
+    def named(name: str, setting: str) -> schema.ModuleSetSection:
+        if name not in sets:
+            raise ToolkitError(f"setting '{setting}': there is no set '{name}', use {', '.join(sets)}")
+        return sets[name]
+
+    name = build.module_set
+    chosen = named(name, "build.module_set")
+    extended = named(chosen.extends, f"module_sets.{name}.extends").modules if chosen.extends else ()
+    built = build.modules or (*extended, *chosen.modules)
     if SOFIA not in built:
-        listed = "build.modules" if build["modules"] else f"{where}.modules"
+        listed = "build.modules" if build.modules else f"module_sets.{name}.modules"
         raise ToolkitError(f"setting '{listed}': {SOFIA} is missing, which reports lost connections: add it")
-    return (
-        ModuleSet(
-            name=name,
-            modules=built,
-            packages=tuple(
-                _match(PACKAGE, item, "build.packages", "the name of a Debian package") for item in packages
-            ),
-            configure=tuple(
-                _match(OPTION, item, f"{where}.configure", "an option of configure (--disable-libvpx, say)")
-                for item in chosen["configure"]
-            ),
-            size=None if build["modules"] else size or None,
-        ),
-        tuple(chosen["include"]),
-    )
+    size = None if build.modules else chosen.size or None
+    return ModuleSet(name, built, (*chosen.packages, *build.packages), chosen.configure, size), chosen.include
 
 
 def _sparse(source: Source, modules: Sequence[str], include: Sequence[str], patches: Path) -> Source:
@@ -422,38 +247,34 @@ def _patched_files(directory: Path) -> list[str]:
     return sorted({name.decode() for name in found})
 
 
-def _settings(values: Mapping[str, Any]) -> Settings:
-    sources, patches, build = dict(values["sources"]), values["patches"], values["build"]
-    verify, watch, push = values["verify"], values["watch"], values["push"]
-    directory = _inside(sources.pop("directory"), "sources.directory")
-    chosen, include = _module_set(build, values["module_sets"])
-    trees = (_source(key, value, directory) for key, value in sources.items())
-    series = ROOT / patches["directory"]
+def _settings(values: schema.Schema) -> Settings:
+    sources, patches, build, verify = values.sources, values.patches, values.build, values.verify
+    directory = schema.tree_directory(sources.directory)
+    chosen, include = _module_set(build, values.module_sets)
+    series = ROOT / patches.directory
+    freeswitch = _source("freeswitch", sources.freeswitch, directory)
     return Settings(
-        sources=tuple(
-            _sparse(tree, chosen.modules, include, series) if tree.name == "freeswitch" else tree for tree in trees
+        sources=(
+            _source("sofia_sip", sources.sofia_sip, directory),
+            _source("spandsp", sources.spandsp, directory),
+            _sparse(freeswitch, chosen.modules, include, series),
         ),
         patches=series,
-        excluded_patches=tuple(
-            _match(PATCH, name, "patches.exclude", "a patch (freeswitch/0003, say)") for name in patches["exclude"]
-        ),
-        nua_event=_match(NUA_EVENT, patches["nua_event"], "patches.nua_event", "a nua indication (nua_i_...)"),
-        esl_event=_match(ESL_EVENT, patches["esl_event"], "patches.esl_event", "an event subclass (module::name)"),
-        base_image=_match(
-            REFERENCE, build["base_image"], "build.base_image", "the name of an image (debian:bookworm-slim)"
-        ),
-        base_suite=build["base_suite"],
-        image=_match(IMAGE, build["image"], "build.image", "an image name without a tag"),
-        cache=repository(build["cache"], "build.cache"),
-        jobs=int(_number(build["jobs"], "build.jobs", 0, 256)) or os.cpu_count() or 1,
+        excluded_patches=patches.exclude,
+        nua_event=patches.nua_event,
+        esl_event=patches.esl_event,
+        base_image=build.base_image,
+        base_suite=build.base_suite,
+        image=build.image,
+        cache=build.cache,
+        jobs=build.jobs or os.cpu_count() or 1,
         module_set=chosen,
-        source_url=_match(URL, build["source_url"] or "", "build.source_url", "an address (https://...)"),
-        growth=_number(build["growth"], "build.growth", -1, 10_000),
+        growth=build.growth,
+        source_url=build.source_url,
         build_directory=ROOT / "build",
-        report_directory=ROOT / verify["report_directory"],
-        start_timeout=_number(verify["start_timeout"], "verify.start_timeout", 1, 3600),
-        event_timeout=_number(verify["event_timeout"], "verify.event_timeout", 0.5, 3600),
-        watch_host=watch["host"],
-        watch_port=int(_number(watch["port"], "watch.port", 1, 65535)),
-        push_repository=repository(push["repository"], "push.repository"),
+        report_directory=ROOT / verify.report_directory,
+        start_timeout=verify.start_timeout,
+        event_timeout=verify.event_timeout,
+        watch=values.watch,
+        push=values.push,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from scripts.image.provenance import OCI
 from scripts.machine import git
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
-from scripts.pins.settings import Settings
+from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
 
 PREDICATE = "https://slsa.dev/provenance/v1"
@@ -59,7 +59,11 @@ def statement(
                     "series": image.labels.get(f"{LABEL}.series", ""),
                     "inputs": image.labels.get(cache.INPUTS, ""),
                 },
-                "resolvedDependencies": [*_toolkit(), *_upstreams(settings, image), *_base(settings, client, image)],
+                "resolvedDependencies": [
+                    *_toolkit(),
+                    *_upstreams(settings.sources, image),
+                    *_base(settings.base_image, client, image),
+                ],
             },
             "runDetails": {
                 "builder": {"id": _builder(), "version": _versions(client)},
@@ -85,22 +89,22 @@ def _toolkit() -> list[dict[str, Any]]:
     return [{**where, "digest": {"gitCommit": commit}}]
 
 
-def _upstreams(settings: Settings, image: Image) -> list[dict[str, Any]]:
+def _upstreams(sources: Iterable[Source], image: Image) -> list[dict[str, Any]]:
     return [
         {
             "name": source.name,
             "uri": f"git+{source.url}" + (f"@refs/tags/{source.tag}" if source.tag else ""),
             "digest": {"gitCommit": image.labels.get(f"{LABEL}.{source.name}", source.commit)},
         }
-        for source in settings.sources
+        for source in sources
     ]
 
 
-def _base(settings: Settings, client: DockerClient, image: Image) -> list[dict[str, Any]]:
-    """Return the base image, as the labels of `image` or, failing that, this machine know it."""
-    name, digest = image.labels.get(BASE_NAME, settings.base_image), image.labels.get(BASE_DIGEST, "")
+def _base(base: str, client: DockerClient, image: Image) -> list[dict[str, Any]]:
+    """Return the base image `base`, as the labels of `image` or, failing that, this machine know it."""
+    name, digest = image.labels.get(BASE_NAME, base), image.labels.get(BASE_DIGEST, "")
     if not digest:
-        known = client.images.list(name=settings.base_image)
+        known = client.images.list(name=base)
         digest = str(known[0].id) if known else ""
     return [{"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}] if digest else []
 

@@ -22,7 +22,6 @@ from scripts.errors import ToolkitError
 from scripts.image import provenance
 from scripts.machine.files import ROOT, short
 from scripts.patchset import trials
-from scripts.pins.settings import Settings
 from scripts.publish import push, summary
 
 LABEL = "series-does-not-apply"
@@ -30,7 +29,7 @@ TITLE = "The series does not apply to the newest upstream"
 NOT_FOUND = re.compile(r"\bnot found\b")
 
 
-class Failure(enum.Enum):
+class ApiFailure(enum.Enum):
     """What gh failed of."""
 
     NOT_FOUND = enum.auto()
@@ -40,20 +39,20 @@ class Failure(enum.Enum):
 class GhError(ToolkitError):
     """A gh that failed, and of what."""
 
-    def __init__(self, what: str, failure: Failure) -> None:
+    def __init__(self, what: str, failure: ApiFailure) -> None:
         super().__init__(what, "is GH_TOKEN set, and may it do that?")
         self.failure = failure
 
 
-def tell_of_tip(settings: Settings, console: Console | None = None) -> str:
-    """Open an issue with the outcome of `inv matrix --tip` if the series did not apply.
+def tell_of_tip(reports: Path, console: Console | None = None) -> str:
+    """Open an issue with the outcome of `inv matrix --tip`, in the directory `reports`, if the series did not apply.
 
     One that is open already is brought up to date and, if the series did
-    apply, closed. Returns what was done, "" if
-    nothing. Raises ToolkitError if there is no outcome, or if gh fails.
+    apply, closed. Returns what was done, "" if nothing. Raises ToolkitError if
+    there is no outcome, or if gh fails.
     """
     console = console or get_console()
-    file = settings.report_directory / trials.TIP_FILE
+    file = reports / trials.TIP_FILE
     try:
         applies = json.loads(file.read_text(encoding="utf-8"))["applies"]
     except FileNotFoundError:
@@ -67,7 +66,7 @@ def tell_of_tip(settings: Settings, console: Console | None = None) -> str:
             _gh("issue", "close", number, "--comment", "It applies again.")
         done = f"closed issue {number}" if number else ""
     else:
-        body = summary.text(settings, [trials.TIP_FILE])
+        body = summary.text(reports, [trials.TIP_FILE])
         if number:
             _gh("issue", "edit", number, "--body-file", "-", text=body)
             done = f"brought issue {number} up to date"
@@ -79,20 +78,19 @@ def tell_of_tip(settings: Settings, console: Console | None = None) -> str:
     return done
 
 
-def release(settings: Settings, console: Console | None = None, root: Path = ROOT) -> str:
-    """Make the release page of the version that was pushed, with the reports, and return its address.
+def release(reports: Path, console: Console | None = None, root: Path = ROOT) -> str:
+    """Make the release page of the version that was pushed, with the files in `reports`, and return its address.
 
     If there is one, its files are replaced. Raises ToolkitError if nothing was
     pushed, or if gh fails.
     """
     console = console or get_console()
-    directory = settings.report_directory
-    pushed = _pushed(directory / push.PUSH_FILE)
+    pushed = _pushed(reports / push.PUSH_FILE)
     tag = f"v{provenance.project_version(root)}"
     if tag.removeprefix("v") not in pushed["tags"]:
         raise ToolkitError(f"what was pushed ({', '.join(pushed['tags'])}) is not {tag}: push the version first")
-    files = [str(path) for path in sorted(directory.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    notes = summary.text(settings, [push.PUSH_FILE, push.VERIFY_FILE])
+    files = [str(path) for path in sorted(reports.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    notes = summary.text(reports, [push.PUSH_FILE, push.VERIFY_FILE])
     if _exists(tag):
         _gh("release", "upload", tag, *files, "--clobber")
     else:
@@ -120,7 +118,7 @@ def _exists(tag: str) -> bool:
     try:
         _gh("release", "view", tag, "--json", "url")
     except GhError as error:
-        if error.failure is Failure.NOT_FOUND:
+        if error.failure is ApiFailure.NOT_FOUND:
             return False
         raise
     return True
@@ -136,6 +134,6 @@ def _gh(*arguments: str, text: str = "") -> str:
     if result.returncode:
         told = " ".join(result.stderr.split())[:300] or f"exit status {result.returncode}"
         # Whatever failed, its exit status is 1.
-        failure = Failure.NOT_FOUND if NOT_FOUND.search(told) else Failure.OTHER
+        failure = ApiFailure.NOT_FOUND if NOT_FOUND.search(told) else ApiFailure.OTHER
         raise GhError(f"gh {' '.join(arguments[:2])} failed ({told})", failure)
     return result.stdout

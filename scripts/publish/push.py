@@ -68,9 +68,9 @@ def run(settings: Settings, target: str = "", tags: str = "", stages: bool = Fal
         raise ToolkitError("--cache pushes to build.cache, under tags of its own: leave out --registry and --tags")
     chosen = [tag for tag in tags.split(",") if tag]
     if stages:
-        cache.push(settings)
+        cache.push(settings.cache, settings.image)
     elif check_only:
-        place, version = _destination(settings, target, chosen, ROOT)
+        place, version = _destination(target, settings.push.repository, chosen, ROOT)
         get_console().print(f"to be pushed to {place} as {', '.join(version)}", soft_wrap=True)
     else:
         push(settings, target, chosen)
@@ -87,10 +87,10 @@ def push(
     version is in the registry already and is another image.
     """
     console = console or get_console()
-    record = verified(settings)
-    target, chosen = _destination(settings, target, tags, root)
+    record = verified(settings.report_directory)
+    target, chosen = _destination(target, settings.push.repository, tags, root)
     with engine.connect(registry.TIMEOUT) as client:
-        image = _image(client, settings, record)
+        image = _image(client, f"{settings.image}:{PATCHED}", record)
         if not tags:
             _check_built_here(image, settings, root)
             fixed, moving = _tags(image, chosen)
@@ -109,15 +109,17 @@ def push(
                     "registry lost it; push again"
                 )
         pushed = Pushed(target, chosen, digests[chosen[0]], str(image.id))
-        statement = attestation.statement(settings, client, image, target, pushed.digest, _byproducts(settings))
-    _write(settings, pushed, statement)
+        statement = attestation.statement(
+            settings, client, image, target, pushed.digest, _byproducts(settings.report_directory)
+        )
+    _write(settings.report_directory, pushed, statement)
     console.print(f"pushed {target}@{pushed.digest}; records in {short(settings.report_directory)}", soft_wrap=True)
     return pushed
 
 
-def _destination(settings: Settings, target: str, tags: Sequence[str], root: Path) -> tuple[str, list[str]]:
-    """Return the repository to push to and the tags: `target` and `tags`, or those of the settings and the version."""
-    target = repository(target, "--registry") or settings.push_repository
+def _destination(target: str, usual: str, tags: Sequence[str], root: Path) -> tuple[str, list[str]]:
+    """Return the repository to push to and the tags: `target` and `tags`, or the `usual` one and the version's."""
+    target = repository(target, "--registry") or usual
     if not target:
         raise ToolkitError("no repository to push to: give --registry HOST/NAME, or set push.repository")
     chosen = list(tags) or version_tags(root)
@@ -127,20 +129,20 @@ def _destination(settings: Settings, target: str, tags: Sequence[str], root: Pat
     return target, chosen
 
 
-def chosen_registry(settings: Settings, target: str = "") -> str:
-    """Return `target` or, if that is empty, the repository that the settings push to; ToolkitError if there is none."""
-    found = repository(target, "--registry") or settings.push_repository or settings.cache
+def chosen_registry(target: str, *usual: str) -> str:
+    """Return `target` or, if that is empty, the first of the `usual` repositories that is not; ToolkitError if none."""
+    found = next(filter(None, (repository(target, "--registry"), *usual)), "")
     if not found:
         raise ToolkitError("no registry to log in to: give --registry HOST/NAME, or set push.repository")
     return found
 
 
-def verified(settings: Settings) -> Mapping[str, Any]:
-    """Return what the last `inv verify` says of the patched image: tag, id and labels.
+def verified(reports: Path) -> Mapping[str, Any]:
+    """Return what the last `inv verify`, by its report in `reports`, says of the patched image: tag, id and labels.
 
     Raises ToolkitError if it did not pass, or did not look at that image.
     """
-    file = settings.report_directory / VERIFY_FILE
+    file = reports / VERIFY_FILE
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         passed, images = document["passed"], document["images"]
@@ -190,10 +192,10 @@ def version_tags(root: Path = ROOT) -> list[str]:
 def save(settings: Settings, console: Console | None = None) -> Path:
     """Write the verified image to build/image.tar, for another machine to push, and return that path."""
     console = console or get_console()
-    record = verified(settings)
+    record = verified(settings.report_directory)
     target = settings.build_directory / ARCHIVE
     with engine.connect(registry.TIMEOUT) as client, _replacing(target) as file:
-        image = _image(client, settings, record)
+        image = _image(client, f"{settings.image}:{PATCHED}", record)
         for chunk in image.save(named=f"{settings.image}:{PATCHED}"):
             file.write(chunk)
     console.print(f"{short(target)}: {target.stat().st_size / 1e6:.0f} MB, image {image.id}", soft_wrap=True)
@@ -203,14 +205,14 @@ def save(settings: Settings, console: Console | None = None) -> Path:
 def load(settings: Settings, console: Console | None = None) -> None:
     """Load build/image.tar; ToolkitError, before Docker gets it, if it is not the image that was verified, whole."""
     console = console or get_console()
-    record = verified(settings)
+    record = verified(settings.report_directory)
     source = settings.build_directory / ARCHIVE
     if not source.exists():
         raise ToolkitError(f"{short(source)} is missing: `inv save` writes it")
     _check_archive(source, f"{settings.image}:{PATCHED}", record)
     with engine.connect(registry.TIMEOUT) as client, source.open("rb") as file:
         client.images.load(file)
-        image = _image(client, settings, record)
+        image = _image(client, f"{settings.image}:{PATCHED}", record)
     console.print(f"{settings.image}:{PATCHED}: image {image.id}", soft_wrap=True)
 
 
@@ -273,9 +275,8 @@ def _released(tags: Sequence[str]) -> list[Version]:
     return found
 
 
-def _image(client: DockerClient, settings: Settings, record: Mapping[str, Any]) -> Image:
-    """Return the patched image; ToolkitError if it is not the one in `record`."""
-    tag = f"{settings.image}:{PATCHED}"
+def _image(client: DockerClient, tag: str, record: Mapping[str, Any]) -> Image:
+    """Return the patched image, `tag`; ToolkitError if it is not the one in `record`."""
     try:
         image = client.images.get(tag)
     except ImageNotFound:
@@ -323,14 +324,11 @@ def _check_unpublished(client: DockerClient, image: Image, reference: str) -> No
         raise ToolkitError(f"{reference} is published already, as {found}: a version is pushed once, make a new one")
 
 
-def _byproducts(settings: Settings) -> list[Path]:
-    return sorted(
-        path for path in settings.report_directory.glob("*.json") if path.name not in (PUSH_FILE, PROVENANCE_FILE)
-    )
+def _byproducts(reports: Path) -> list[Path]:
+    return sorted(path for path in reports.glob("*.json") if path.name not in (PUSH_FILE, PROVENANCE_FILE))
 
 
-def _write(settings: Settings, pushed: Pushed, statement: str) -> None:
-    directory = settings.report_directory
+def _write(directory: Path, pushed: Pushed, statement: str) -> None:
     contents = {
         PUSH_FILE: json.dumps(asdict(pushed), indent=2) + "\n",
         DIGEST_FILE: f"{pushed.digest.removeprefix('sha256:')}  {pushed.repository}\n",

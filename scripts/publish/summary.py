@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
+from junitparser import Error, Failure, JUnitXml, JUnitXmlError, Skipped, TestCase
+from junitparser.junitparser import Result
 from rich import get_console
 from rich.console import Console
 
@@ -16,7 +17,6 @@ from scripts.errors import ToolkitError
 from scripts.machine import terminal
 from scripts.machine.files import short
 from scripts.patchset import trials
-from scripts.pins.settings import Settings
 from scripts.publish import push
 from scripts.templates import environment
 
@@ -43,12 +43,12 @@ class Suite:
         return self.tests - len(self.failed) - len(self.skipped)
 
 
-def write(settings: Settings, output: str = "", console: Console | None = None) -> None:
-    """Append the summary to the file `output`, or print it if that is empty.
+def write(reports: Path, output: str = "", console: Console | None = None) -> None:
+    """Append the summary of the directory `reports` to the file `output`, or print it if that is empty.
 
     Raises ToolkitError if a report cannot be read or the file cannot be written.
     """
-    page = text(settings)
+    page = text(reports)
     if not output:
         terminal.loud(console or get_console()).out(page, end="", highlight=False)
         return
@@ -59,15 +59,14 @@ def write(settings: Settings, output: str = "", console: Console | None = None) 
         raise ToolkitError(f"cannot write the summary to {output}: {error.strerror or error}") from error
 
 
-def text(settings: Settings, only: Sequence[str] = ()) -> str:
-    """Return the summary of the reports that are there, of the files `only` if some are named."""
-    directory = settings.report_directory
-    names = sorted(path.name for path in directory.glob("*") if path.is_file()) if directory.is_dir() else []
+def text(reports: Path, only: Sequence[str] = ()) -> str:
+    """Return the summary of the reports in the directory, of the files `only` if some are named."""
+    names = sorted(path.name for path in reports.glob("*") if path.is_file()) if reports.is_dir() else []
     chosen = [name for name in names if not only or name in only]
-    documents = {Path(name).stem: _read(directory / name) for name in chosen if name.endswith(".json")}
+    documents = {Path(name).stem: _read(reports / name) for name in chosen if name.endswith(".json")}
     runs = {name: found for name, found in documents.items() if isinstance(found, dict) and "results" in found}
     # The JUnit file of a run says the same as its JSON.
-    suites = [_suite(directory / name) for name in chosen if name.endswith(".xml") and Path(name).stem not in runs]
+    suites = [_suite(reports / name) for name in chosen if name.endswith(".xml") and Path(name).stem not in runs]
     parts = {
         key: documents.get(Path(name).stem)
         for key, name in {"matrix": trials.MATRIX_FILE, "tip": trials.TIP_FILE, "pushed": push.PUSH_FILE}.items()
@@ -99,28 +98,28 @@ def _read(file: Path) -> Any:
 
 def _suite(file: Path) -> Suite:
     try:
-        root = ElementTree.parse(file).getroot()
-    except (OSError, ElementTree.ParseError) as error:
+        cases = [case for suite in JUnitXml.fromfile(str(file)) for case in suite]
+        seconds = sum(case.time or 0 for case in cases)
+    # A file that is no XML is a SyntaxError, a time that is no number a ValueError.
+    except (OSError, SyntaxError, ValueError, JUnitXmlError) as error:
         raise ToolkitError(f"{short(file)} cannot be read ({error}): remove it, then make it again") from error
-    cases = list(root.iter("testcase"))
-    failed, skipped = _outcomes(cases, "failure", "error"), _outcomes(cases, "skipped")
+    failed, skipped = _outcomes(cases, Failure, Error), _outcomes(cases, Skipped)
     modules = {}
-    for module in sorted({case.get("classname", "") for case in cases}):
-        every = [case for case in cases if case.get("classname", "") == module]
-        modules[module] = (len(every), len(_outcomes(every, "failure", "error")), len(_outcomes(every, "skipped")))
-    seconds = sum(float(case.get("time") or 0) for case in cases)
+    for module in sorted({case.classname or "" for case in cases}):
+        every = [case for case in cases if (case.classname or "") == module]
+        modules[module] = (len(every), len(_outcomes(every, Failure, Error)), len(_outcomes(every, Skipped)))
     return Suite(file.stem, len(cases), seconds, failed, skipped, modules)
 
 
-def _outcomes(cases: Sequence[ElementTree.Element], *kinds: str) -> list[tuple[str, str]]:
+def _outcomes(cases: Sequence[TestCase], *kinds: type[Result]) -> list[tuple[str, str]]:
     """Return the name of each test with an outcome of `kinds`, and why."""
-    found = []
-    for case in cases:
-        for outcome in [element for element in case if element.tag in kinds][:1]:
-            found.append((f"{case.get('classname', '')} {case.get('name', '')}".strip(), _first_line(outcome)))
-    return found
+    return [
+        (f"{case.classname or ''} {case.name or ''}".strip(), _first_line(outcome))
+        for case in cases
+        for outcome in [found for found in case.result if isinstance(found, kinds)][:1]
+    ]
 
 
-def _first_line(outcome: ElementTree.Element) -> str:
-    lines = (outcome.get("message") or outcome.text or "").strip().splitlines()
+def _first_line(outcome: Result) -> str:
+    lines = (outcome.message or outcome.text or "").strip().splitlines()
     return lines[0] if lines else ""

@@ -7,10 +7,10 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 from rich import get_console
 from rich.console import Console
 from rich.table import Table
@@ -128,54 +128,33 @@ def _json(run: Run) -> str:
 
 
 def _junit(run: Run) -> str:
-    root = ElementTree.Element("testsuites", _counts(run.judged), name=run.name)
+    report = JUnitXml(run.name)
     for variant in dict.fromkeys(result.variant for result in run.judged):
-        results = [result for result in run.judged if result.variant == variant]
-        suite = ElementTree.SubElement(
-            root, "testsuite", _counts(results), name=_clean(variant), timestamp=run.started.isoformat()
-        )
-        properties = ElementTree.SubElement(suite, "properties")
+        suite = TestSuite(_clean(variant))
+        suite.timestamp = run.started.isoformat()
         pairs = list(run.versions.items())
         for image in run.images:
             if image.variant == variant:
                 pairs += [("image", image.tag), ("image id", image.id), *image.labels.items()]
         for name, value in pairs:
-            ElementTree.SubElement(properties, "property", name=_clean(name), value=_clean(value))
-        for result in results:
-            _testcase(suite, run.name, result)
+            suite.add_property(_clean(name), _clean(value))
+        suite.add_testcases([_testcase(run.name, result) for result in run.judged if result.variant == variant])
+        report.append(suite)
+    report.update_statistics()
+    root = ElementTree.fromstring(report.tostring())
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _counts(results: Sequence[Result]) -> dict[str, str]:
-    def count(*verdicts: Verdict) -> str:
-        return str(sum(result.verdict in verdicts for result in results))
-
-    return {
-        "tests": str(len(results)),
-        "failures": count(Verdict.FAILED),
-        # JUnit's "skipped" passes for success; what should have run and didn't verifies nothing.
-        "errors": count(Verdict.ERROR, Verdict.NOT_RUN),
-        "skipped": count(Verdict.SKIPPED),
-        "time": f"{sum(result.seconds for result in results):.3f}",
-    }
-
-
-def _testcase(suite: ElementTree.Element, name: str, result: Result) -> None:
-    case = ElementTree.SubElement(
-        suite,
-        "testcase",
-        classname=f"{name}.{_clean(result.variant)}",
-        name=_clean(result.name),
-        time=f"{result.seconds:.3f}",
-    )
+def _testcase(name: str, result: Result) -> TestCase:
+    case = TestCase(_clean(result.name), f"{name}.{_clean(result.variant)}", round(result.seconds, 3))
     if result.verdict is not Verdict.PASSED:
-        kind = {Verdict.FAILED: "failure", Verdict.SKIPPED: "skipped"}.get(result.verdict, "error")
-        message = "; ".join([result.verdict, *result.problems])
-        ElementTree.SubElement(case, kind, message=_clean(message))
-    output = ElementTree.SubElement(case, "system-out")
+        # JUnit's "skipped" passes for success; what should have run and didn't verifies nothing.
+        kind = {Verdict.FAILED: Failure, Verdict.SKIPPED: Skipped}.get(result.verdict, Error)
+        case.result = [kind(_clean("; ".join([result.verdict, *result.problems])))]
     delay = "" if result.delay_ms is None else f" after {result.delay_ms:.1f} ms"
-    output.text = _clean(f"done: {result.done}\nexpected: {result.expected}\ncame: {result.came}{delay}")
+    case.system_out = _clean(f"done: {result.done}\nexpected: {result.expected}\ncame: {result.came}{delay}")
+    return case
 
 
 def _clean(text: str) -> str:

@@ -40,7 +40,7 @@ from scripts.machine.git import (
     reason,
 )
 from scripts.machine.terminal import listing
-from scripts.pins.settings import FILE, Settings, Source
+from scripts.pins.settings import FILE, Source
 
 # The committer of the commits that `patchset` makes; other commits are the user's.
 COMMITTER_NAME = "freeswitch-tp-error toolkit"
@@ -90,33 +90,33 @@ class Tree:
     config: dict[str, str]
 
 
-def clone(settings: Settings, console: Console | None = None) -> list[Cloned]:
+def clone(sources: Sequence[Source], patches: Path, console: Console | None = None) -> list[Cloned]:
     """Clone every source that is not there yet at its pin.
 
-    Raises ToolkitError if a source is unreachable, if its tag is not the
-    pinned commit, or if a tree that another pin asks to replace has local
-    changes. Whatever happens, all trees are those of the pins then, or all are
-    what they were.
+    `patches` is the directory of the series. Raises ToolkitError if that is
+    missing, if a source is unreachable, if its tag is not the pinned commit, or
+    if a tree that another pin asks to replace has local changes. Whatever
+    happens, all trees are those of the pins then, or all are what they were.
     """
     console = console or get_console()
     # The modules that the series changes are part of the tree.
-    require_series(settings)
-    with locked(settings, console, make=True):
-        current = {source.name: _is_current(source) for source in settings.sources}
-        for source in settings.sources:
+    require_series(patches)
+    with locked(sources, console, make=True):
+        current = {source.name: _is_current(source) for source in sources}
+        for source in sources:
             if current[source.name]:
                 console.print(f"{source.name}: already at {version(source)}", soft_wrap=True)
-        cloned = _clone([source for source in settings.sources if not current[source.name]], console)
-    return [cloned.get(source.name, Cloned(source, fresh=False)) for source in settings.sources]
+        cloned = _clone([source for source in sources if not current[source.name]], console)
+    return [cloned.get(source.name, Cloned(source, fresh=False)) for source in sources]
 
 
 @contextmanager
-def locked(settings: Settings, console: Console | None = None, make: bool = False) -> Iterator[None]:
+def locked(sources: Sequence[Source], console: Console | None = None, make: bool = False) -> Iterator[None]:
     """Keep other runs of the toolkit from the trees; wait for one that is at work.
 
     Without `make` there is nothing to keep them from if the directory is missing.
     """
-    directory = settings.sources[0].path.parent
+    directory = sources[0].path.parent
     if make:
         directory.mkdir(parents=True, exist_ok=True)
     elif not directory.exists():
@@ -174,10 +174,10 @@ def _damaged(source: Source, error: GitError) -> ToolkitError:
     )
 
 
-def require_series(settings: Settings) -> None:
+def require_series(patches: Path) -> None:
     """Raise ToolkitError if the directory of the patches is missing."""
-    if not settings.patches.is_dir():
-        raise ToolkitError(f"{short(settings.patches)} is not a directory", "correct the setting 'patches.directory'")
+    if not patches.is_dir():
+        raise ToolkitError(f"{short(patches)} is not a directory", "correct the setting 'patches.directory'")
 
 
 def require(source: Source) -> Tree:

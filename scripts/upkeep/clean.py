@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import get_console
@@ -11,7 +12,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.machine import engine
 from scripts.machine.files import short
-from scripts.pins.settings import Settings
+from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
 
 
@@ -33,15 +34,15 @@ def clean(
     """
     console = console or get_console()
     if sources:
-        _check_trees(settings, force)
-    removed = _clean_engine(label, images) + _clean_build(settings, sources)
+        _check_trees(settings.sources, force)
+    removed = _clean_engine(label, images) + _clean_build(settings.build_directory, settings.sources, sources)
     for line in removed or ["nothing to remove"]:
         console.print(line, soft_wrap=True)
     return removed
 
 
-def _check_trees(settings: Settings, force: bool) -> None:
-    for source in settings.sources:
+def _check_trees(sources: Sequence[Source], force: bool) -> None:
+    for source in sources:
         if not force:
             try:
                 trees.check_unchanged(source)
@@ -75,19 +76,19 @@ def _clean_engine(label: str, images: bool) -> list[str]:
     return removed
 
 
-def _clean_build(settings: Settings, with_sources: bool) -> list[str]:
-    trees = [source.path for source in settings.sources]
+def _clean_build(directory: Path, sources: Sequence[Source], with_sources: bool) -> list[str]:
+    trees = [source.path for source in sources]
     doomed = [path for path in trees if path.exists()] if with_sources else []
-    if settings.build_directory.exists():
+    if directory.exists():
         keep = set() if with_sources else {path for tree in trees for path in (tree, *tree.parents)}
-        doomed += [path for path in sorted(settings.build_directory.iterdir()) if path not in keep]
+        doomed += [path for path in sorted(directory.iterdir()) if path not in keep]
     removed = []
     for path in doomed:
         if path.exists():
             _remove(path)
             removed.append(f"removed {short(path)}")
-    if settings.build_directory.exists() and not any(settings.build_directory.iterdir()):
-        settings.build_directory.rmdir()
+    if directory.exists() and not any(directory.iterdir()):
+        directory.rmdir()
     return removed
 
 

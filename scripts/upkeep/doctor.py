@@ -61,7 +61,7 @@ def doctor(settings: Settings, console: Console | None = None, port: int = PORT)
     console = console or get_console()
     checks: list[Callable[[], list[Check]]] = [
         lambda: [_python(), _git(), _space(settings.build_directory, BUILD_SPACE, "build")],
-        lambda: _docker(settings),
+        lambda: _docker(settings.base_image),
         lambda: [_port(port)],
         *(functools.partial(_source, source) for source in settings.sources),
     ]
@@ -86,12 +86,12 @@ def _git() -> Check:
     return Check("git", found, "" if version >= GIT else f"use {GIT[0]}.{GIT[1]} or newer")
 
 
-def _docker(settings: Settings) -> list[Check]:
+def _docker(base_image: str) -> list[Check]:
     try:
         engine.check_command()
         with engine.connect(TIMEOUT) as client:
             found = Check("Docker", f"engine {client.version()['Version']}")
-            return [found, _compose(), _docker_space(client), _base_image(client, settings.base_image)]
+            return [found, _compose(), _docker_space(client), _base_image(client, base_image)]
     except ToolkitError as error:
         return [_failed("Docker", error)]
 

@@ -50,7 +50,9 @@ def tags(settings: Settings) -> dict[str, str]:
 
 def fetch(settings: Settings, wanted: dict[str, str], console: Console | None = None) -> list[str]:
     """Return the tags of `wanted` that the cache does not have."""
-    return [tag for tag, inputs in wanted.items() if not cache.fetch(settings, tag, inputs, console or LineConsole())]
+    return [
+        tag for tag, inputs in wanted.items() if not cache.fetch(settings.cache, tag, inputs, console or LineConsole())
+    ]
 
 
 def make(client: docker.DockerClient, settings: Settings) -> dict[str, str]:
@@ -73,19 +75,19 @@ def exists(client: docker.DockerClient, name: str) -> bool:
 def test_without_a_cache_all_is_built(registries: Settings) -> None:
     settings = dataclasses.replace(registries, cache="")
     assert fetch(settings, tags(settings)) == list(tags(settings))
-    assert cache.layers(settings) == []
+    assert cache.layers(settings.cache, settings.image) == []
     with pytest.raises(ToolkitError, match=r"build\.cache is empty"):
-        cache.push(settings)
+        cache.push(settings.cache, settings.image)
 
 
 def test_stages_come_back_on_another_machine(client: docker.DockerClient, mine: Settings) -> None:
     ids = make(client, mine)
-    pushed = cache.push(mine, LineConsole())
+    pushed = cache.push(mine.cache, mine.image, LineConsole())
     assert len(pushed) == 2 * len(STAGES)
     assert f"{mine.cache}:patched-{'c' * 16}" in pushed and f"{mine.cache}:patched" in pushed
     assert not any(exists(client, name) for name in pushed)
     again = LineConsole()
-    assert cache.push(mine, again) == []
+    assert cache.push(mine.cache, mine.image, again) == []
     assert again.text.count("there already") == len(STAGES)
 
     registries_module.forget(client, *ids)
@@ -97,39 +99,39 @@ def test_stages_come_back_on_another_machine(client: docker.DockerClient, mine: 
 
 def test_changed_series_takes_the_compiled_stage(client: docker.DockerClient, mine: Settings) -> None:
     ids = make(client, mine)
-    cache.push(mine, LineConsole())
+    cache.push(mine.cache, mine.image, LineConsole())
     registries_module.forget(client, *ids)
     patched = f"{mine.image}:patched"
     assert fetch(mine, {**tags(mine), patched: "e" * 64}) == [patched]
     assert str(client.images.get(f"{mine.image}:build").id) == ids[f"{mine.image}:build"]
-    sources = cache.layers(mine)
+    sources = cache.layers(mine.cache, mine.image)
     assert f"{mine.cache}:build" in sources and f"{mine.image}:build" in sources
     assert f"{mine.cache}:patched" in sources and patched not in sources
 
 
 def test_changed_sources_start_from_the_newest_layers(client: docker.DockerClient, mine: Settings) -> None:
     ids = make(client, mine)
-    cache.push(mine, LineConsole())
+    cache.push(mine.cache, mine.image, LineConsole())
     registries_module.forget(client, *ids)
     console = LineConsole()
     wanted = dict.fromkeys(tags(mine), "f" * 64)
     assert fetch(mine, wanted, console) == list(wanted)
     assert f"starting from the layers of {mine.cache}:build" in console.text
-    assert cache.layers(mine) == sorted(f"{mine.cache}:{stage}" for stage in STAGES)
+    assert cache.layers(mine.cache, mine.image) == sorted(f"{mine.cache}:{stage}" for stage in STAGES)
     assert not exists(client, f"{mine.image}:build")
 
 
 def test_layers_of_this_machine_need_no_help(client: docker.DockerClient, mine: Settings) -> None:
     make(client, mine)
-    cache.push(mine, LineConsole())
-    assert cache.layers(mine) == []
+    cache.push(mine.cache, mine.image, LineConsole())
+    assert cache.layers(mine.cache, mine.image) == []
 
 
 def test_image_under_a_wrong_tag_is_not_used(client: docker.DockerClient, mine: Settings) -> None:
     """Somebody has pushed something else under the hash."""
     make(client, mine)
     wrong = client.images.get(f"{mine.image}:stock")
-    place = cache.reference(mine, f"{mine.image}:patched", HASHES["patched"])
+    place = cache.reference(mine.cache, f"{mine.image}:patched", HASHES["patched"])
     registry_module.push(client, wrong, place)
     registries_module.forget(client, place, *tags(mine))
     console = LineConsole()
@@ -150,7 +152,7 @@ def test_unreachable_cache_costs_a_line(registries: Settings) -> None:
 
 def test_nothing_to_push(mine: Settings) -> None:
     with pytest.raises(ToolkitError, match=r"there is no image freeswitch-tp-error-test-\w+ to push: run `inv build`"):
-        cache.push(mine, LineConsole())
+        cache.push(mine.cache, mine.image, LineConsole())
 
 
 def test_real_images_are_not_built_twice(built: Settings, client: docker.DockerClient, mine: Settings) -> None:
@@ -163,7 +165,7 @@ def test_real_images_are_not_built_twice(built: Settings, client: docker.DockerC
             original = client.images.get(tag.replace(mine.image, built.image))
             ids[tag] = str(original.id)
             original.tag(tag)
-        cache.push(real, LineConsole())
+        cache.push(real.cache, real.image, LineConsole())
         # The engine still has them under their own name, but no tag of these.
         registries_module.forget(client, *own)
         console = LineConsole()
@@ -174,4 +176,4 @@ def test_real_images_are_not_built_twice(built: Settings, client: docker.DockerC
         build.build(real, again)
         assert again.text.count(": up to date") == len(own)
     finally:
-        registries_module.forget(client, *own, *(cache.reference(real, tag) for tag in own))
+        registries_module.forget(client, *own, *(cache.reference(real.cache, tag) for tag in own))

@@ -20,24 +20,19 @@ from scripts.machine import engine
 from scripts.machine import registry as registry_module
 from scripts.machine.engine import LABEL
 from scripts.patchset import series
+from scripts.pins.schema import Push
 from scripts.pins.settings import Settings
 from scripts.publish import push
 from tests import registries as registries_module
 from tests.conftest import git
-from tests.publication import make_project, quiet, release, report
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """Return a repository with the version 1.2.3 and a commit of that tag."""
-    return make_project(tmp_path)
+from tests.publication import quiet, release, report
 
 
 @pytest.fixture
 def verified(settings: Settings, client: docker.DockerClient, registries: Settings) -> Iterator[Settings]:
     """Return settings of a name of their own, with a small image that passes for the verified one."""
     name = f"freeswitch-tp-error-test-{uuid.uuid4().hex[:8]}"
-    mine = dataclasses.replace(settings, image=name, base_image=registries.base_image, push_repository="")
+    mine = dataclasses.replace(settings, image=name, base_image=registries.base_image, push=Push(repository=""))
     make(client, mine)
     yield mine
     every = [tag for image in client.images.list(filters={"label": f"{LABEL}.test={name}"}) for tag in image.tags]

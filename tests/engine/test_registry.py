@@ -37,7 +37,7 @@ def locked(registries: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_mistyped_base_image_is_not_made(registry: str, registries: Settings) -> None:
     wrong = dataclasses.replace(registries, base_image=f"{registry}/debian:bokworm")
     with pytest.raises(ToolkitError, match=r"the registry has no such image .*: correct build.base_image"):
-        base.ensure(wrong, quiet())
+        base.ensure(wrong.base_image, wrong.base_suite, wrong.build_directory, quiet())
 
 
 def test_login_opens_the_registry_and_logout_closes_it(

@@ -68,7 +68,7 @@ def test_image_and_itself(built: Settings) -> None:
 
 
 def test_info_as_json(built: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    info.show(built, as_json=True)
+    info.show(f"{built.image}:patched", as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert {item["name"]: item["commit"] for item in found["upstreams"]} == {
         source.name: source.commit for source in built.sources
@@ -84,11 +84,11 @@ def test_info_as_json(built: Settings, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_info_for_people(built: Settings) -> None:
     console = Console(file=io.StringIO(), width=120)
-    info.show(built, f"{built.image}:patched", console=console)
+    info.show(f"{built.image}:patched", console=console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "0001-mod_sofia-report" in text and "mod_hiredis" in text and built.source("sofia-sip").commit in text
     console = Console(file=io.StringIO(), width=120)
-    info.show(built, f"{built.image}:stock", console=console)
+    info.show(f"{built.image}:stock", console=console)
     assert "none" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -27,6 +27,7 @@ class Compose:
         self.environment = {
             **os.environ,
             "IMAGE": settings.image,
+            "ESL_EVENT": settings.esl_event,
             # Whatever port is free, and a network that isn't likely to be there.
             "SIP_PORT": "0",
             "EVENTS_SUBNET": f"10.{secrets.randbelow(256)}.{secrets.randbelow(256)}.0/24",

@@ -23,7 +23,7 @@ from scripts.bench.parts import PARTS
 from scripts.errors import ToolkitError
 from scripts.freeswitch import events
 from scripts.machine.files import ROOT
-from scripts.pins import settings
+from scripts.pins import environment, settings
 from scripts.pins.settings import Settings
 from scripts.scenario import judge, player
 from scripts.scenario import table as scenarios
@@ -154,7 +154,7 @@ def test_options_in_text(monkeypatch: pytest.MonkeyPatch) -> None:
     for page in PAGES:
         for name, value in re.findall(r"\b(INVOKE_[A-Z_]*[A-Z])\b(?:=(\S+))?", page.read_text()):
             monkeypatch.setenv(name, value if value.strip(".") else "1")
-    settings.check_environment()
+    environment.check()
 
 
 def test_named_files() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from docker.models.containers import Container
+from rich.console import Console
 
 from scripts.bench import soak
 from scripts.freeswitch.container import FreeSwitch
@@ -232,7 +233,7 @@ def test_sigterm_under_load(lab: Lab, spare: FreeSwitch) -> None:
 
 
 def test_soak(lab: Lab) -> None:
-    figures = soak.run(lab, 2000)
+    figures = soak.run(lab, 2000, Console(quiet=True))
     print("\n".join(figures.lines()))
     assert figures.problems() == []
 

@@ -21,7 +21,6 @@ from scripts.errors import ToolkitError
 from scripts.freeswitch import events
 from scripts.freeswitch.events import ConnectionLost, Event, Subscriber, Unreachable, parse
 from scripts.machine.files import ROOT
-from scripts.pins import settings
 
 PASSWORD = "s3cret"
 REPORT = {
@@ -384,16 +383,15 @@ def test_delay_is_in_milliseconds() -> None:
 def test_watch_wants_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ESL_PASSWORD", raising=False)
     with pytest.raises(ToolkitError, match="--password or set ESL_PASSWORD"):
-        events.watch(settings.load())
+        events.watch("127.0.0.1", 8021, "sofia::tp_error_report")
 
 
 WATCH = """
 import sys
 from scripts import errors
 from scripts.freeswitch import events
-from scripts.pins import settings
 try:
-    events.watch(settings.load(), "127.0.0.1", sys.argv[1], "", sys.argv[2] == "json")
+    events.watch("127.0.0.1", int(sys.argv[1]), "sofia::tp_error_report", "", sys.argv[2] == "json")
 except errors.ToolkitError as error:
     sys.exit(f"error: {error}")
 """

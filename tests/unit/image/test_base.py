@@ -54,7 +54,7 @@ def test_present_image_is_left_alone(named: Settings) -> None:
     with engine.connect() as client:
         client.api.import_image_from_data(empty.getvalue(), repository=repository, tag=tag)
         before = client.images.get(named.base_image).id
-        base.ensure(named)
+        base.ensure(named.base_image, named.base_suite, named.build_directory)
         assert client.images.get(named.base_image).id == before
 
 
@@ -67,7 +67,7 @@ def test_image_is_made_if_it_cannot_be_pulled(named: Settings, tmp_path: Path, m
         'echo 12 > "$3/etc/debian_version"; touch "$3/var/lib/apt/lists/big" "$3/var/cache/apt/archives/a.deb"',
     )
     output = io.StringIO()
-    base.ensure(named, Console(file=output))
+    base.ensure(named.base_image, named.base_suite, named.build_directory, Console(file=output))
     assert "cannot be pulled" in output.getvalue() and "debootstrap: Retrieving\n" in output.getvalue()
     with engine.connect() as client:
         image = client.images.get(named.base_image)
@@ -89,7 +89,7 @@ def test_failure_of_debootstrap(named: Settings, tmp_path: Path, monkeypatch: py
     body = 'mkdir -p "$3/etc"; echo "E: No such script: $2"; exit 1'
     fake_debootstrap(tmp_path / "bin", monkeypatch, body)
     with pytest.raises(ToolkitError, match=r"debootstrap failed \(No such script: bookworm\)"):
-        base.make(named)
+        base.make(named.base_image, named.base_suite, named.build_directory)
     assert not named.build_directory.exists()
     with engine.connect() as client:
         assert client.images.list(name=named.base_image) == []
@@ -103,7 +103,7 @@ def test_missing_debootstrap_that_cannot_be_downloaded(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(base, "debootstrap", lambda: None)
     with pytest.raises(ToolkitError, match=r"debootstrap is missing.*Unable to locate.*apt-get install debootstrap"):
-        base.make(named)
+        base.make(named.base_image, named.base_suite, named.build_directory)
     assert not named.build_directory.exists()
 
 
@@ -122,7 +122,7 @@ def test_missing_debootstrap_is_downloaded(named: Settings, tmp_path: Path, monk
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(base, "debootstrap", lambda: None)
     output = io.StringIO()
-    base.make(named, Console(file=output))
+    base.make(named.base_image, named.base_suite, named.build_directory, Console(file=output))
     assert "debootstrap: not installed, downloading debootstrap" in output.getvalue()
     with engine.connect() as client:
         assert client.images.get(named.base_image).labels == engine.IMAGE_LABEL
@@ -132,4 +132,4 @@ def test_missing_debootstrap_is_downloaded(named: Settings, tmp_path: Path, monk
 def test_without_docker(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
     with pytest.raises(ToolkitError, match="Docker engine not reachable"):
-        base.ensure(settings)
+        base.ensure(settings.base_image, settings.base_suite, settings.build_directory)

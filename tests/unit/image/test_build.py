@@ -96,7 +96,7 @@ def test_upstream_in_the_tree_of_another_has_no_sources_of_its_own(settings: Set
     sofia, freeswitch = dataclasses.replace(one, name="sofia-sip"), dataclasses.replace(two, name="freeswitch")
     settings = dataclasses.replace(settings, sources=(sofia, freeswitch), patches=settings.patches / "none")
     settings.patches.mkdir()
-    trees.clone(settings, Console(quiet=True))
+    trees.clone(settings.sources, settings.patches, Console(quiet=True))
     context = build.make_context(settings)
     assert {file.name for file in (context / "sources").glob("*.tar")} == {"sofia-sip.tar", "freeswitch.tar"}
     carrier = dataclasses.replace(freeswitch, carried=(("sofia-sip", "src"),))
@@ -150,8 +150,8 @@ def test_labels_count(context: Path) -> None:
 @pytest.mark.parametrize("name", ["core", "full"])
 def test_configuration_is_rendered_for_each_set(tmp_path: Path, name: str) -> None:
     settings = load(overrides=[f"build.module_set={name}"])
-    build._render(settings, tmp_path, build.CONFIGURATION)
-    build._render(settings, tmp_path, build.SHARE)
+    build._render(settings.module_set, tmp_path, build.CONFIGURATION)
+    build._render(settings.module_set, tmp_path, build.SHARE)
     for path in (tmp_path / build.CONFIGURATION).rglob("*.xml"):
         ElementTree.fromstring(path.read_text())
     loaded = (tmp_path / "conf/autoload_configs/modules.conf.xml").read_text()
@@ -198,7 +198,7 @@ BUILDKIT = """#1 [internal] load build definition from Dockerfile.build
 def test_steps_that_take_long_are_shown(
     printed: str, step: str, settings: Settings, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trees.clone(settings, Console(quiet=True))
+    trees.clone(settings.sources, settings.patches, Console(quiet=True))
     docker = tmp_path / "bin/docker"
     docker.parent.mkdir()
     docker.write_text(f"#!/bin/sh\ncat <<'END'\n{printed}END\n")

@@ -17,7 +17,7 @@ from scripts.sources import trees
 @pytest.fixture
 def tree(settings: Settings) -> Path:
     """Return the tree of "one", cloned."""
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     return settings.source("one").path
 
 

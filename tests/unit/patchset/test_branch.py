@@ -32,7 +32,7 @@ def prepared(settings: Settings, add_patch: AddPatch) -> Settings:
     add_patch("one", "First", {"src/main.c": [3], "new.c": []})
     add_patch("one", "Second", {"src/main.c": [30, 55], "src/other.c": [10, 50]})
     add_patch("two", "Third", {"src/main.c": [20]})
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     branch.import_series(settings)
     branch.export_series(settings)
     return settings
@@ -243,7 +243,7 @@ def blocks(prepared: Settings, tmp_path: Path) -> Settings:
         path.unlink()
     settings = dataclasses.replace(prepared, sources=(one, prepared.source("two")))
     remove(one.path)
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     return settings
 
 
@@ -291,7 +291,7 @@ def next_release(prepared: Settings, upstream: Path) -> Settings:
     one = dataclasses.replace(prepared.source("one"), tag="v2.0", commit=git(upstream, "rev-parse", "HEAD"))
     following = dataclasses.replace(prepared, sources=(one, prepared.source("two")))
     remove(one.path)
-    trees.clone(following)
+    trees.clone(following.sources, following.patches)
     return following
 
 
@@ -547,7 +547,7 @@ def test_real_series_is_byte_identical(real_settings: Settings, tmp_path: Path, 
             (tmp_path / "patches" / name / path.name).write_bytes(path.read_bytes())
     settings = dataclasses.replace(real_settings, patches=tmp_path / "patches")
     before = files(settings)
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     branch.import_series(settings)
     branch.export_series(settings)
     assert files(settings) == before

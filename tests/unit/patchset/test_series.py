@@ -34,7 +34,7 @@ def prepared(settings: Settings, add_patch: AddPatch) -> Settings:
     add_patch("one", "First", {"src/main.c": [3], "new.c": []})
     add_patch("one", "Second", {"src/main.c": [3, 30, 55], "src/other.c": [10, 50]})
     add_patch("two", "Third", {"src/main.c": [20]})
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     return settings
 
 
@@ -155,7 +155,7 @@ def test_apply_gives_the_same_commits_whatever_the_user_configured(prepared: Set
         shutil.rmtree(source.path)
     for name, value in {"commit.gpgSign": "true", "apply.whitespace": "fix", "am.threeWay": "true"}.items():
         subprocess.run(["git", "config", "--global", name, value], check=True)
-    trees.clone(prepared)
+    trees.clone(prepared.sources, prepared.patches)
     series.apply(prepared)
     assert [git(source.path, "rev-parse", "HEAD") for source in prepared.sources] == commits
 
@@ -384,7 +384,7 @@ def test_real_series_applies_and_reverts(real_settings: Settings) -> None:
     for source in real_settings.sources:
         if why := trees.reachable(source):
             pytest.skip(f"{source.url}: {why}")
-    trees.clone(real_settings)
+    trees.clone(real_settings.sources, real_settings.patches)
     outcomes = series.apply(real_settings)
     for outcome in outcomes:
         commits = git(outcome.source.path, "rev-list", "--count", f"{outcome.source.commit}..HEAD")

@@ -17,6 +17,11 @@ def pins(*overrides: str, freeswitch: str = "", sofia_sip: str = "") -> dict[str
     return {source.name: source.tag for source in settings.sources if source.name != "spandsp"}
 
 
+def listed(entry: str, name: str = "v1", more: str = "") -> str:
+    """Return a list of releases with `entry` for the only one of FreeSWITCH; X in it is a commit."""
+    return f"{more}sets: {{}}\nsofia_sip: {{}}\nfreeswitch: {{{name}: {entry}}}\n".replace("X", f"'{'0' * 40}'")
+
+
 def test_every_set_is_a_pair() -> None:
     known = releases.load()
     for name in known.sets:
@@ -92,10 +97,31 @@ def test_unsupported(options: dict[str, str], message: str) -> None:
         ("sets: {}\n", "not of the right form"),
         ("freeswitch: {v1: {commit: abc}}\nsofia_sip: {}\nsets: {}\n", "freeswitch v1: 'abc' is not a full commit"),
         ("[", "is not YAML \\(line 1: "),
+        ("", "all of it must be a table of sets, freeswitch, sofia_sip, spandsp, not 'None'"),
+        ("sets: {}\nsets: {}\n", "is not YAML \\(line 2: found duplicate key"),
+        (listed("{commit: X, sofia_sip: in tree}", more="foo: 1\n"), "'foo' is no key: remove it .*are sets, "),
+        (listed("{comit: X, sofia_sip: in tree}"), "'comit' of freeswitch v1 is no key: .*are commit, sofia_sip, incl"),
+        (listed("{sofia_sip: in tree}"), "'commit' of freeswitch v1 is missing .a full commit .40 hexadecimal"),
+        (
+            listed("{commit: X}"),
+            "'sofia_sip' of freeswitch v1 is missing .the oldest sofia-sip that it takes, or in tr",
+        ),
+        (listed("{commit: X, sofia_sip: 1.13}"), "'sofia_sip' of freeswitch v1 must be .*, not '1.13': put it in quo"),
+        (
+            listed("{commit: X, sofia_sip: v1.13, include: /a/}"),
+            "'include' of freeswitch v1 must be a list of sp.*, not '/a",
+        ),
+        (
+            listed("{commit: X, sofia_sip: v1.13, include: [1]}"),
+            "'include' of freeswitch v1 must be a list .* not of '1'",
+        ),
+        (listed("X"), "'v1' of freeswitch must be a table of commit, sofia_sip, include, not '0000"),
+        (listed("{commit: X, sofia_sip: y}", "1.10"), "the name '1.1' in freeswitch must be text: put it in quotes"),
     ],
 )
 def test_bad_file(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "releases.yaml"
     file.write_text(text)
-    with pytest.raises(ToolkitError, match=f"releases.yaml: .*{message}"):
+    with pytest.raises(ToolkitError, match=f"^releases.yaml: .*{message}") as error:
         releases.load(file)
+    assert "\n" not in str(error.value)

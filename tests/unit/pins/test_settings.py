@@ -10,9 +10,9 @@ import pytest
 from scripts.errors import ToolkitError
 from scripts.machine.files import ROOT
 from scripts.patchset import series
-from scripts.pins import settings as settings_module
+from scripts.pins.environment import FILE
 from scripts.pins.releases import COMMIT
-from scripts.pins.settings import load
+from scripts.pins.settings import load, read
 
 
 def test_defaults() -> None:
@@ -27,7 +27,7 @@ def test_override() -> None:
     settings = load(overrides=["build.jobs=3", "sources.sofia_sip.url=https://git.example.org/a=b", "watch.port=9021"])
     assert settings.jobs == 3
     assert settings.source("sofia-sip").url == "https://git.example.org/a=b"
-    assert settings.watch_port == 9021
+    assert settings.watch.port == 9021
 
 
 def test_override_of_a_list() -> None:
@@ -95,6 +95,46 @@ def test_unknown_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         load()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("jobs: 0", "jobs: -1", "setting 'build.jobs': '-1' is not a number from 0 to 256"),
+        ("growth: 10", "growth: -1.5", "setting 'build.growth': '-1.5' is not a number from -1 to 10000"),
+        ("start_timeout: 60.0", "start_timeout: .nan", "setting 'verify.start_timeout': 'nan' is not a number from 1"),
+        ("  - say/mod_say_en", "  - say", "setting 'module_sets.core.modules': 'say' is not a module"),
+    ],
+)
+def test_wrong_value_in_the_file_is_one_line(tmp_path: Path, old: str, new: str, line: str) -> None:
+    file = tmp_path / "invoke.yaml"
+    text = FILE.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    with pytest.raises(ToolkitError) as error:
+        load(read(file))
+    assert str(error.value).startswith(line) and "\n" not in str(error.value)
+
+
+def test_number_may_have_a_fraction_where_the_file_has_none() -> None:
+    assert load(overrides=["build.growth=2.5"]).growth == 2.5
+
+
+def test_override_of_what_the_file_leaves_empty() -> None:
+    values = read()
+    empty = {**values, "patches": {**values["patches"], "exclude": None}}
+    assert load(empty, ["patches.exclude=freeswitch/0003"]).excluded_patches == ("freeswitch/0003",)
+
+
+def test_settings_in_force_are_checked_wherever_they_are_from() -> None:
+    values = read()
+    for wrong, line in (
+        ({"watch": 1}, "'watch' must be a group of settings, not '1'"),
+        ({"watch": {**values["watch"], "foo": 1}}, "unknown setting 'watch.foo': invoke.yaml lists the known ones"),
+        ({"watch": {**values["watch"], "port": "x"}}, "the setting 'watch.port' must be a whole number, not 'x'"),
+    ):
+        with pytest.raises(ToolkitError, match=re.escape(line)):
+            load({**values, **wrong})
+
+
 def test_unknown_source() -> None:
     with pytest.raises(ToolkitError, match="unknown source 'sofia': use one of sofia-sip, spandsp, freeswitch"):
         load().source("sofia")
@@ -145,44 +185,50 @@ def test_what_is_excluded_is_so_in_chosen_modules() -> None:
         ("    size: 33\n", "", "the setting 'module_sets.core.size' is missing: add it"),
         ("sources:\n", "sources: [\n", "is not YAML (line "),
         ("packages: []", "packages: [1]", "the setting 'build.packages' must be a list of texts (put them in quotes)"),
+        ("packages: []", "packages: x", "the setting 'build.packages' must be a list, not 'x'"),
+        ("jobs: 0", "jobs: 1.5", "the setting 'build.jobs' must be a whole number, not '1.5'"),
+        ("jobs: 0", "jobs: yes", "the setting 'build.jobs' must be a whole number, not 'True'"),
+        ("  core:\n", "  1:\n", "a name in 'module_sets' must be text (put it in quotes), not '1'"),
+        ("  port: 8021", "  port: 8021\n  1: 2", "there is no setting 'watch.1': remove it"),
+        ("  host: 127.0.0.1\n  port: 8021", "  - 1", "'watch' must be a group of settings, not '[1]'"),
     ],
 )
 def test_slip_in_the_file_is_one_line(tmp_path: Path, old: str, new: str, line: str) -> None:
     file = tmp_path / "invoke.yaml"
-    text = settings_module.FILE.read_text()
+    text = FILE.read_text()
     assert old in text
     file.write_text(text.replace(old, new, 1))
     with pytest.raises(ToolkitError) as error:
-        settings_module.read(file)
+        read(file)
     assert str(error.value).startswith(f"invoke.yaml: {line}") and "\n" not in str(error.value)
 
 
 def test_key_that_is_there_twice_is_no_yaml(tmp_path: Path) -> None:
     """The first one would be dropped without a word."""
     file = tmp_path / "invoke.yaml"
-    file.write_text(settings_module.FILE.read_text().replace("build:\n", "build:\n  jobs: 1\n", 1))
+    file.write_text(FILE.read_text().replace("build:\n", "build:\n  jobs: 1\n", 1))
     with pytest.raises(
         ToolkitError, match=r'^invoke\.yaml: is not YAML \(line \d+: found duplicate key "jobs".*correct it$'
     ):
-        settings_module.read(file)
+        read(file)
 
 
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:
     file = tmp_path / "invoke.yaml"
     with pytest.raises(ToolkitError, match=r"invoke\.yaml: No such file"):
-        settings_module.read(file)
+        read(file)
     file.write_bytes(b"\xff")
     with pytest.raises(ToolkitError, match=r"invoke\.yaml: is not UTF-8"):
-        settings_module.read(file)
+        read(file)
     file.write_text("")
     with pytest.raises(ToolkitError, match=r"invoke\.yaml: the setting 'sources' is missing"):
-        settings_module.read(file)
+        read(file)
 
 
 def test_nothing_stands_for_an_empty_text_or_list(tmp_path: Path) -> None:
     file = tmp_path / "invoke.yaml"
-    file.write_text(settings_module.FILE.read_text().replace("exclude: []", "exclude:").replace('tag: ""', "tag:"))
-    found = settings_module.read(file)
+    file.write_text(FILE.read_text().replace("exclude: []", "exclude:").replace('tag: ""', "tag:"))
+    found = read(file)
     assert found["patches"]["exclude"] == [] and found["sources"]["spandsp"]["tag"] == ""
 
 

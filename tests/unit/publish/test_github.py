@@ -108,9 +108,10 @@ def quiet() -> Console:
     return Console(file=io.StringIO())
 
 
-def tried(settings: Settings, *found: Trial) -> Settings:
+def tried(settings: Settings, *found: Trial) -> Path:
+    """Write the outcome of `inv matrix --tip` and return the directory that it is in."""
     trials.write(found, settings.report_directory / trials.TIP_FILE)
-    return settings
+    return settings.report_directory
 
 
 def test_issue_is_opened_once_kept_up_to_date_and_closed(settings: Settings, gh: Callable[[], dict[str, Any]]) -> None:
@@ -141,11 +142,11 @@ def test_issue_has_nothing_but_the_tip(settings: Settings, gh: Callable[[], dict
 
 def test_without_an_outcome_nothing_is_said(settings: Settings, gh: Callable[[], dict[str, Any]]) -> None:
     with pytest.raises(ToolkitError, match=r"tip\.json is missing: run `inv matrix --tip`"):
-        github.tell_of_tip(settings)
+        github.tell_of_tip(settings.report_directory)
     settings.report_directory.mkdir(parents=True)
     (settings.report_directory / trials.TIP_FILE).write_text("[]")
     with pytest.raises(ToolkitError, match=r"tip\.json is not an outcome of"):
-        github.tell_of_tip(settings)
+        github.tell_of_tip(settings.report_directory)
     assert gh()["calls"] == []
 
 
@@ -183,13 +184,13 @@ def test_release_page_has_the_digest_and_the_reports(
 ) -> None:
     project = released("1.2.3", "1.2", "1", "latest")
     address = "https://git.example.org/voip/toolkit/releases/tag/v1.2.3"
-    assert github.release(settings, quiet(), project) == address
+    assert github.release(settings.report_directory, quiet(), project) == address
     page = gh()["releases"]["v1.2.3"]
     assert "`r.example.org/fs@sha256:12`" in page["notes"] and page["latest"] == "true"
     assert [Path(file).name for file in page["files"]] == ["digest.txt", "push.json"]
     # A repeated run brings the files up to date.
     (settings.report_directory / "provenance.json").write_text("{}")
-    assert github.release(settings, quiet(), project) == address
+    assert github.release(settings.report_directory, quiet(), project) == address
     page = gh()["releases"]["v1.2.3"]
     assert [Path(file).name for file in page["files"]] == ["digest.txt", "provenance.json", "push.json"]
     assert gh()["calls"].count("release create") == 1
@@ -198,7 +199,7 @@ def test_release_page_has_the_digest_and_the_reports(
 def test_release_page_of_an_older_version_is_not_the_latest(
     settings: Settings, gh: Callable[[], dict[str, Any]], released: Callable[..., Path]
 ) -> None:
-    github.release(settings, quiet(), released("1.2.3", "1.2"))
+    github.release(settings.report_directory, quiet(), released("1.2.3", "1.2"))
     page = gh()["releases"]["v1.2.3"]
     assert (page["latest"], page["early"]) == ("false", False)
 
@@ -206,7 +207,7 @@ def test_release_page_of_an_older_version_is_not_the_latest(
 def test_release_page_of_a_pre_release_says_so(
     settings: Settings, gh: Callable[[], dict[str, Any]], released: Callable[..., Path]
 ) -> None:
-    github.release(settings, quiet(), released("1.3.0rc1", version="1.3.0rc1"))
+    github.release(settings.report_directory, quiet(), released("1.3.0rc1", version="1.3.0rc1"))
     page = gh()["releases"]["v1.3.0rc1"]
     assert (page["latest"], page["early"]) == ("false", True)
 
@@ -215,7 +216,7 @@ def test_release_page_of_what_was_not_pushed(
     settings: Settings, gh: Callable[[], dict[str, Any]], released: Callable[..., Path]
 ) -> None:
     with pytest.raises(ToolkitError, match=r"nothing was pushed: .*push\.json is missing, run `inv push`"):
-        github.release(settings, quiet())
+        github.release(settings.report_directory, quiet())
     with pytest.raises(ToolkitError, match=r"what was pushed \(edge\) is not v1\.2\.3: push the version first"):
-        github.release(settings, quiet(), released("edge"))
+        github.release(settings.report_directory, quiet(), released("edge"))
     assert gh()["releases"] == {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -16,22 +15,17 @@ from scripts.pins.settings import Settings, load
 from scripts.publish import push
 from scripts.publish.push import chosen_registry
 from tests.conftest import git
-from tests.publication import archive, make_project, quiet, release, report
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """Return a repository with the version 1.2.3 and a commit of that tag."""
-    return make_project(tmp_path)
+from tests.publication import archive, quiet, release, report
 
 
 def test_login_goes_to_what_is_pushed_to() -> None:
     settings = load(overrides=["push.repository=a.example.org/x", "build.cache=b.example.org/y"])
-    assert chosen_registry(settings, "c.example.org/z") == "c.example.org/z"
-    assert chosen_registry(settings) == "a.example.org/x"
-    assert chosen_registry(dataclasses.replace(settings, push_repository="")) == "b.example.org/y"
+    usual = (settings.push.repository, settings.cache)
+    assert chosen_registry("c.example.org/z", *usual) == "c.example.org/z"
+    assert chosen_registry("", *usual) == "a.example.org/x"
+    assert chosen_registry("", "", settings.cache) == "b.example.org/y"
     with pytest.raises(ToolkitError, match="no registry to log in to: give --registry"):
-        chosen_registry(load())
+        chosen_registry("", "", "")
 
 
 def test_version_gives_its_tags(project: Path) -> None:

@@ -50,12 +50,12 @@ def rows(page: str, first: str) -> list[list[str]]:
 
 
 def test_nothing_to_tell(settings: Settings) -> None:
-    assert summary.text(settings).startswith("No reports")
+    assert summary.text(settings.report_directory).startswith("No reports")
 
 
 def test_verification(settings: Settings, directory: Path) -> None:
     write.write(RUN, directory)
-    page = summary.text(settings)
+    page = summary.text(settings.report_directory)
     assert "## Verify: **not passed**" in page
     assert rows(page, "patched") == [
         ["patched", "killed client", "SIPp killed", "1 report", "1 report", "3.2", "passed"]
@@ -75,14 +75,14 @@ def test_long_run_is_folded(settings: Settings, directory: Path) -> None:
     write.write(dataclasses.replace(RUN, results=[*RUN.results] * 4), directory)
     (directory / "verify.json").rename(directory / "death-matrix.json")
     (directory / "verify.xml").unlink()
-    page = summary.text(settings)
+    page = summary.text(settings.report_directory)
     assert "## Death matrix: **not passed**" in page and "<details><summary>16 results</summary>" in page
     assert len(rows(page, "patched")) == 4
 
 
 def test_junit_of_the_tests(settings: Settings, directory: Path) -> None:
     (directory / "tests.xml").write_text(JUNIT)
-    page = summary.text(settings)
+    page = summary.text(settings.report_directory)
     assert "## Tests (tests): 1 passed, **2 failed**, 1 skipped, 2 s" in page
     assert "| tests.test\\_matrix test\\_case\\[killed &lt;x&gt;\\] | assert not \\['no &#124; report'\\] |" in page
     assert "| tests.test\\_base test\\_a | no Docker |" in page
@@ -93,14 +93,14 @@ def test_junit_of_the_tests(settings: Settings, directory: Path) -> None:
 def test_series(settings: Settings, directory: Path) -> None:
     trials.write([GOOD], directory / trials.MATRIX_FILE)
     trials.write([GOOD, BAD], directory / trials.TIP_FILE)
-    page = summary.text(settings)
+    page = summary.text(settings.report_directory)
     tip, _, releases = page.partition("## Releases of the upstreams")
     assert "The series applies." in releases and "**does not" not in releases
     assert "**The series does not apply.**" in tip
     assert rows(tip, "sofia-sip") == [["sofia-sip", "0123456789ab", "**no**", "71", "0", "1"]]
     assert rows(releases, "freeswitch + sofia-sip") == [["freeswitch + sofia-sip", "v1.11.1", "yes", "37", "3", "0"]]
     assert "sofia-sip 0123456789ab: 0002-x.patch: hunk 3 of &lt;b&gt;tport.c&lt;/b&gt; &#124; does not" in tip
-    only = summary.text(settings, [trials.TIP_FILE])
+    only = summary.text(settings.report_directory, [trials.TIP_FILE])
     assert "Newest commits" in only and "Releases of" not in only
 
 
@@ -108,7 +108,7 @@ def test_pushed(settings: Settings, directory: Path) -> None:
     (directory / "push.json").write_text(
         json.dumps({"repository": "r.example.org/fs", "tags": ["1.2.3", "latest"], "digest": "sha256:1", "image": "x"})
     )
-    page = summary.text(settings)
+    page = summary.text(settings.report_directory)
     assert "`r.example.org/fs@sha256:1`" in page and "Tags: `1.2.3`, `latest`" in page
 
 
@@ -118,7 +118,7 @@ def test_tables_are_tables(settings: Settings, directory: Path) -> None:
     (directory / "tests.xml").write_text(JUNIT)
     trials.write([GOOD], directory / trials.MATRIX_FILE)
     trials.write([GOOD, BAD], directory / trials.TIP_FILE)
-    lines = ["", *summary.text(settings).splitlines()]
+    lines = ["", *summary.text(settings.report_directory).splitlines()]
     for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
         if line.startswith("|--"):
             assert before.startswith("| ") and after.startswith("| ")
@@ -131,27 +131,35 @@ def test_output_is_appended(settings: Settings, directory: Path, tmp_path: Path)
     trials.write([GOOD], directory / trials.MATRIX_FILE)
     target = tmp_path / "summary.md"
     target.write_text("before\n")
-    summary.write(settings, str(target))
-    assert target.read_text() == "before\n" + summary.text(settings)
+    summary.write(settings.report_directory, str(target))
+    assert target.read_text() == "before\n" + summary.text(settings.report_directory)
     stream = io.StringIO()
-    summary.write(settings, console=Console(file=stream, width=20))
-    assert stream.getvalue() == summary.text(settings)
+    summary.write(settings.report_directory, console=Console(file=stream, width=20))
+    assert stream.getvalue() == summary.text(settings.report_directory)
 
 
 def test_summary_of_a_step_is_bounded(settings: Settings, directory: Path) -> None:
     trials.write([BAD] * 9000, directory / trials.MATRIX_FILE)
-    page = summary.text(settings)
+    page = summary.text(settings.report_directory)
     assert len(page.encode()) < 1 << 20
     assert page.endswith("The rest is in the reports.\n")
 
 
-@pytest.mark.parametrize(("name", "content"), [("verify.json", "{"), ("tests.xml", "<testsuites>")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("verify.json", "{"),
+        ("tests.xml", "<testsuites>"),
+        ("tests.xml", "<html/>"),
+        ("tests.xml", '<testsuite><testcase name="x" time="long"/></testsuite>'),
+    ],
+)
 def test_broken_report_is_named(settings: Settings, directory: Path, name: str, content: str) -> None:
     (directory / name).write_text(content)
     with pytest.raises(ToolkitError, match=rf"{name} cannot be read .*: remove it, then make it again"):
-        summary.text(settings)
+        summary.text(settings.report_directory)
 
 
 def test_output_that_cannot_be_written(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match=r"cannot write the summary to .*: Is a directory"):
-        summary.write(settings, str(tmp_path))
+        summary.write(settings.report_directory, str(tmp_path))

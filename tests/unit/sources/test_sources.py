@@ -33,7 +33,7 @@ def change(settings: Settings, **values: object) -> Settings:
 
 
 def test_clone_is_shallow_and_sparse(settings: Settings) -> None:
-    results = trees.clone(settings)
+    results = trees.clone(settings.sources, settings.patches)
     assert [result.fresh for result in results] == [True, True]
     for source in settings.sources:
         assert git(source.path, "rev-parse", "HEAD") == source.commit
@@ -45,24 +45,24 @@ def test_clone_is_shallow_and_sparse(settings: Settings) -> None:
 
 
 def test_clone_again_does_nothing(settings: Settings) -> None:
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     (settings.sources[0].path / "mine").write_text("mine")
     for name in ("one", "two"):
         shutil.rmtree(settings.sources[0].path.parents[2] / "upstream" / name)
     start = time.monotonic()
-    assert [result.fresh for result in trees.clone(settings)] == [False, False]
+    assert [result.fresh for result in trees.clone(settings.sources, settings.patches)] == [False, False]
     assert time.monotonic() - start < 0.5
     assert (settings.sources[0].path / "mine").exists()
 
 
 def test_clone_of_a_commit_without_a_tag(settings: Settings) -> None:
     settings = change(settings, tag="")
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     assert git(settings.sources[0].path, "rev-parse", "HEAD") == settings.sources[0].commit
 
 
 def test_clone_prints_plain_lines_without_a_terminal(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    trees.clone(settings, Console(force_terminal=False))
+    trees.clone(settings.sources, settings.patches, Console(force_terminal=False))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"one: cloning v1.0 from {settings.sources[0].url}"
     assert "one: receiving objects" in lines
@@ -73,7 +73,7 @@ def test_clone_prints_plain_lines_without_a_terminal(settings: Settings, capsys:
 def test_pin_mismatch_keeps_nothing(settings: Settings) -> None:
     pinned = "0123456789" * 4
     with pytest.raises(ToolkitError) as error:
-        trees.clone(change(settings, commit=pinned))
+        trees.clone(change(settings, commit=pinned).sources, settings.patches)
     for part in ("one", "v1.0", settings.sources[0].commit, pinned, "sources.one.commit"):
         assert part in str(error.value)
     assert list(settings.sources[0].path.parent.iterdir()) == []
@@ -82,7 +82,7 @@ def test_pin_mismatch_keeps_nothing(settings: Settings) -> None:
 def test_unreachable_source(settings: Settings, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/nowhere"
     with pytest.raises(ToolkitError) as error:
-        trees.clone(change(settings, url=url))
+        trees.clone(change(settings, url=url).sources, settings.patches)
     message = str(error.value)
     assert "\n" not in message
     assert url in message and "does not appear to be a git repository" in message
@@ -92,12 +92,12 @@ def test_unreachable_source(settings: Settings, tmp_path: Path) -> None:
 
 def test_tag_that_does_not_exist(settings: Settings) -> None:
     with pytest.raises(ToolkitError, match=r"has no tag v9: correct sources\.one\.tag"):
-        trees.clone(change(settings, tag="v9"))
+        trees.clone(change(settings, tag="v9").sources, settings.patches)
 
 
 def test_commit_that_does_not_exist(settings: Settings) -> None:
     with pytest.raises(ToolkitError, match=r"has no commit (0123456789){4}: correct sources\.one\.commit"):
-        trees.clone(change(settings, tag="", commit="0123456789" * 4))
+        trees.clone(change(settings, tag="", commit="0123456789" * 4).sources, settings.patches)
 
 
 def test_repository_that_lacks_a_file(settings: Settings) -> None:
@@ -107,7 +107,7 @@ def test_repository_that_lacks_a_file(settings: Settings) -> None:
     with pytest.raises(
         ToolkitError, match=rf"one: .* has v1\.0, but not all of its files \(object {blob} is missing\)"
     ):
-        trees.clone(settings)
+        trees.clone(settings.sources, settings.patches)
     assert list(settings.sources[0].path.parent.iterdir()) == []
 
 
@@ -118,12 +118,12 @@ def test_module_that_does_not_exist_keeps_what_was_there(settings: Settings, tmp
     git(tmp_path / "upstream/one", "commit", "--quiet", "--message=Module")
     commit = git(tmp_path / "upstream/one", "rev-parse", "HEAD")
     settings = change(settings, tag="", commit=commit, modules=("say/mod_say_en",))
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     other = change(settings, exclude=(), modules=("say/mod_say_en", "say/mod_say_xx", "say/mod_say_en.c"))
     expected = f"one: {commit[:12]} has no module say/mod_say_xx, say/mod_say_en.c: correct the setting build.modules"
     with pytest.raises(ToolkitError, match=re.escape(expected)):
-        trees.clone(other)
-    assert [result.fresh for result in trees.clone(settings)] == [False, False]
+        trees.clone(other.sources, other.patches)
+    assert [result.fresh for result in trees.clone(settings.sources, settings.patches)] == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_full_disk_is_not_put_down_to_the_network(
     monkeypatch.setenv("PATH", f"{helper.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("GIT_ALLOW_PROTOCOL", "full")
     with pytest.raises(ToolkitError) as error:
-        trees.clone(change(settings, url="full://host/x"))
+        trees.clone(change(settings, url="full://host/x").sources, settings.patches)
     assert str(error.value).startswith(
         f"one: cannot write v1.0 to {settings.sources[0].path.parent} ({why}): make room there"
     )
@@ -152,7 +152,7 @@ def test_full_disk_is_not_put_down_to_the_network(
 
 def test_remedy_can_be_pasted(settings: Settings, tmp_path: Path) -> None:
     spaced = change(settings, path=tmp_path / "my trees/one")
-    trees.clone(spaced)
+    trees.clone(spaced.sources, spaced.patches)
     path = spaced.sources[0].path
     (path / ".git/MERGE_HEAD").touch()
     with pytest.raises(ToolkitError) as error:
@@ -194,18 +194,18 @@ def test_git_of_the_user_changes_nothing(
         else:
             value = {"HOOKS": str(hook.parent), "ATTRIBUTES": str(attributes)}.get(value, value)
             subprocess.run(["git", "config", "--global", name, value], check=True)
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     series.apply(settings)
     assert not any(trees.changes(source) for source in settings.sources)
     assert b"\r" not in (settings.sources[0].path / "src/main.c").read_bytes()
     series.revert(settings)
     assert not (tmp_path / "called").exists()
-    assert trees.clone(settings)[0].fresh is False
+    assert trees.clone(settings.sources, settings.patches)[0].fresh is False
 
 
 @pytest.mark.parametrize("damage", ["HEAD", "objects", "index", "config", "refs"])
 def test_tree_that_git_cannot_read_has_a_remedy(settings: Settings, damage: str) -> None:
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     path = settings.sources[0].path
     spoiled = path / ".git" / damage
     if spoiled.is_dir():
@@ -219,7 +219,7 @@ def test_tree_that_git_cannot_read_has_a_remedy(settings: Settings, damage: str)
         str(caught.value),
     )
     shutil.rmtree(path)
-    assert [result.fresh for result in trees.clone(settings)] == [True, False]
+    assert [result.fresh for result in trees.clone(settings.sources, settings.patches)] == [True, False]
 
 
 def test_link_to_nothing_is_said_before_anything_is_fetched(settings: Settings, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_link_to_nothing_is_said_before_anything_is_fetched(settings: Settings, 
     path.parent.mkdir(parents=True)
     path.symlink_to(tmp_path / "nowhere")
     with pytest.raises(ToolkitError, match="one is a link to nothing: remove it, then run `inv clone`"):
-        trees.clone(settings)
+        trees.clone(settings.sources, settings.patches)
     assert [item.name for item in path.parent.iterdir()] == ["one"]
 
 
@@ -235,14 +235,14 @@ def test_leftover_of_an_interrupted_clone_is_removed(settings: Settings) -> None
     leftover = settings.sources[0].path.with_name(".one.12345.partial")
     (leftover / ".git").mkdir(parents=True)
     (leftover / ".git/HEAD").write_text("half done")
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     assert sorted(path.name for path in leftover.parent.iterdir()) == ["one", "two"]
 
 
 def test_changed_pin_clones_again(settings: Settings) -> None:
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     changed = change(settings, exclude=("/win32/", "/src/other.c"))
-    assert [result.fresh for result in trees.clone(changed)] == [True, False]
+    assert [result.fresh for result in trees.clone(changed.sources, changed.patches)] == [True, False]
     assert not (settings.sources[0].path / "src/other.c").exists()
     assert sorted(path.name for path in settings.sources[0].path.parent.iterdir()) == ["one", "two"]
 
@@ -260,16 +260,16 @@ def inodes(settings: Settings) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize("there", [[], ["one"], ["one", "two"]])
 def test_second_upstream_that_fails_leaves_the_first(settings: Settings, there: list[str]) -> None:
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     for source in settings.sources:
         if source.name not in there:
             shutil.rmtree(source.path)
     before = inodes(settings)
     with pytest.raises(ToolkitError, match=r"two: .* has no tag v9: "):
-        trees.clone(both(settings, tag="v9"))
+        trees.clone(both(settings, tag="v9").sources, settings.patches)
     assert inodes(settings) == before
     assert [name for name, _ in before] == there
-    assert [result.fresh for result in trees.clone(both(settings))] == [True, True]
+    assert [result.fresh for result in trees.clone(both(settings).sources, settings.patches)] == [True, True]
 
 
 @pytest.mark.parametrize("there", [[], ["one", "two"]])
@@ -277,7 +277,7 @@ def test_second_upstream_that_fails_leaves_the_first(settings: Settings, there: 
 def test_interrupted_replacing_leaves_all_trees(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, there: list[str], number: int
 ) -> None:
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     for source in settings.sources:
         if source.name not in there:
             shutil.rmtree(source.path)
@@ -296,16 +296,16 @@ def test_interrupted_replacing_leaves_all_trees(
     monkeypatch.setattr(Path, "rename", interrupted)
     if number < 2 or there:
         with pytest.raises(KeyboardInterrupt):
-            trees.clone(both(settings))
+            trees.clone(both(settings).sources, settings.patches)
         assert inodes(settings) == before
     monkeypatch.undo()
-    assert [result.fresh for result in trees.clone(both(settings))] == [True, True]
+    assert [result.fresh for result in trees.clone(both(settings).sources, settings.patches)] == [True, True]
     assert [name for name, _ in inodes(settings)] == ["one", "two"]
 
 
 def test_pattern_can_be_taken_back(settings: Settings, tmp_path: Path) -> None:
     changed = change(settings, exclude=("/src/**", "!/src/other.c"))
-    trees.clone(changed)
+    trees.clone(changed.sources, changed.patches)
     tree = changed.sources[0].path
     assert [path.name for path in (tree / "src").iterdir()] == ["other.c"]
     export(changed.sources[0], tmp_path / "one.tar")
@@ -314,17 +314,17 @@ def test_pattern_can_be_taken_back(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_changed_pin_spares_an_uncommitted_change(settings: Settings) -> None:
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     file = settings.sources[0].path / "README"
     file.write_text("mine\n")
     with pytest.raises(ToolkitError, match=r"one: .* has local changes \(README\)"):
-        trees.clone(change(settings, exclude=()))
+        trees.clone(change(settings, exclude=()).sources, settings.patches)
     assert file.read_text() == "mine\n"
 
 
 @pytest.mark.parametrize("keep", [["checkout", "--quiet", "-b", "mine"], []])
 def test_changed_pin_spares_a_commit(settings: Settings, keep: list[str]) -> None:
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     path = settings.sources[0].path
     if keep:
         git(path, *keep)
@@ -333,27 +333,27 @@ def test_changed_pin_spares_a_commit(settings: Settings, keep: list[str]) -> Non
     if keep:
         git(path, "checkout", "--quiet", "--detach", settings.sources[0].commit)
     with pytest.raises(ToolkitError, match="My work"):
-        trees.clone(change(settings, exclude=()))
+        trees.clone(change(settings, exclude=()).sources, settings.patches)
     assert "My work" in git(path, "log", "--format=%s", "HEAD", "--all")
 
 
 def test_clone_refuses_another_checkout(settings: Settings) -> None:
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     git(settings.sources[0].path, "commit", "--quiet", "--allow-empty", "--message=My work")
     with pytest.raises(ToolkitError, match=r"has local changes .*My work"):
-        trees.clone(settings)
+        trees.clone(settings.sources, settings.patches)
 
 
 def test_directory_that_is_not_a_clone(settings: Settings) -> None:
     settings.sources[0].path.mkdir(parents=True)
     (settings.sources[0].path / "mine").write_text("mine")
     with pytest.raises(ToolkitError, match=r"was not made by `inv clone`"):
-        trees.clone(settings)
+        trees.clone(settings.sources, settings.patches)
     assert (settings.sources[0].path / "mine").exists()
 
 
 def test_export(settings: Settings, tmp_path: Path) -> None:
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     source = settings.sources[0]
     (source.path / "README").write_text("changed\n")
     target = tmp_path / "out/one.tar"
@@ -369,18 +369,18 @@ def test_export(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_export_is_deterministic(settings: Settings, tmp_path: Path) -> None:
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     source = settings.sources[0]
     first, second = tmp_path / "first.tar", tmp_path / "second.tar"
     export(source, first)
     shutil.rmtree(source.path)
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     export(source, second)
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_export_again_does_nothing(settings: Settings, tmp_path: Path) -> None:
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     source, target = settings.sources[0], tmp_path / "one.tar"
     export(source, target)
     before = target.stat().st_mtime_ns
@@ -392,7 +392,7 @@ def test_export_again_does_nothing(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_export_of_an_incomplete_tree(settings: Settings, tmp_path: Path) -> None:
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     source = settings.sources[0]
     blob = git(source.path, "rev-parse", "HEAD:README")
     packs = source.path / ".git/objects/pack"
@@ -411,8 +411,8 @@ def test_export_of_an_incomplete_tree(settings: Settings, tmp_path: Path) -> Non
 def test_clone_waits_for_another_run(settings: Settings) -> None:
     output = io.StringIO()
     with ThreadPoolExecutor() as pool:
-        with trees.locked(settings, make=True):
-            other = pool.submit(trees.clone, settings, Console(file=output))
+        with trees.locked(settings.sources, make=True):
+            other = pool.submit(trees.clone, settings.sources, settings.patches, Console(file=output))
             deadline = time.monotonic() + 10
             while "waiting for another run" not in output.getvalue() and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -433,7 +433,7 @@ def test_real_upstreams(real_settings: Settings, tmp_path: Path) -> None:
     for source in real_settings.sources:
         if why := trees.reachable(source):
             pytest.skip(f"{source.url}: {why}")
-    trees.clone(real_settings)
+    trees.clone(real_settings.sources, real_settings.patches)
     for source in real_settings.sources:
         export(source, tmp_path / f"{source.name}.tar")
         with tarfile.open(tmp_path / f"{source.name}.tar") as tar:
@@ -444,10 +444,10 @@ def test_real_upstreams(real_settings: Settings, tmp_path: Path) -> None:
 
 
 def test_clone_leaves_the_trees_if_the_series_is_not_there(settings: Settings) -> None:
-    trees.clone(settings, Console(quiet=True))
+    trees.clone(settings.sources, settings.patches, Console(quiet=True))
     path = settings.sources[0].path
     before = path.stat().st_ino
     astray = dataclasses.replace(settings, patches=settings.patches / "nowhere")
     with pytest.raises(ToolkitError, match=r"nowhere is not a directory: correct the setting 'patches\.directory'"):
-        trees.clone(astray, Console(quiet=True))
+        trees.clone(astray.sources, astray.patches, Console(quiet=True))
     assert path.stat().st_ino == before

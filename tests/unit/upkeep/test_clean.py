@@ -50,7 +50,7 @@ def kinds(label: str) -> tuple[int, int, int]:
 
 
 def test_clean_removes_only_what_has_the_label(settings: Settings, label: str) -> None:
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     (settings.build_directory / "report").mkdir()
     removed = clean.clean(settings, label=label)
     assert kinds(label) == (0, 0, 0)
@@ -75,7 +75,7 @@ def test_container_that_somebody_runs_from_the_image_stays(settings: Settings, l
 
 
 def test_clean_keeps_what_it_is_told_to(settings: Settings, label: str) -> None:
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     (settings.build_directory / "report").mkdir()
     clean.clean(settings, sources=False, images=False, label=label)
     assert kinds(label) == (0, 0, 1)
@@ -84,7 +84,7 @@ def test_clean_keeps_what_it_is_told_to(settings: Settings, label: str) -> None:
 
 
 def test_clean_spares_local_changes(settings: Settings, label: str) -> None:
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     file = settings.sources[1].path / "README"
     file.write_text("mine\n")
     with pytest.raises(ToolkitError, match=r"two: .* has local changes \(README\).*--force"):
@@ -104,7 +104,7 @@ def test_clean_never_removes_a_directory_of_the_user(settings: Settings, label: 
 
 def test_clean_without_docker(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
-    trees.clone(settings)
+    trees.clone(settings.sources, settings.patches)
     with pytest.raises(ToolkitError, match=r"Docker engine not reachable .*DOCKER_HOST"):
         clean.clean(settings)
     assert all(source.path.exists() for source in settings.sources)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from scripts.pins.schema import Watch
 from scripts.pins.settings import Settings
 from scripts.upkeep import doctor
 from tests.conftest import needs_docker
@@ -50,7 +51,7 @@ def test_port_of_the_example_in_use_is_told_but_no_failure(settings: Settings, k
 def test_port_of_the_event_socket_is_nobodys_need(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        _, output = lines(dataclasses.replace(settings, watch_port=port))
+        _, output = lines(dataclasses.replace(settings, watch=Watch(host="127.0.0.1", port=port)))
     assert not [line for line in output if str(port) in line]
 
 
