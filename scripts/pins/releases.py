@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from scripts.errors import ToolkitError
 from scripts.machine.files import ROOT, read_yaml
-from scripts.pins.model import SettingKind, Model, Problem, Texts, checked, problem
+from scripts.pins.model import Model, Problem, SettingKind, Texts, checked, problem
 
 FILE = ROOT / "releases.yaml"
 # A release that is named after a branch: newer than all with a number.
