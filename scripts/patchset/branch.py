@@ -8,9 +8,7 @@ from __future__ import annotations
 import dataclasses
 import email
 import email.policy
-import email.utils
 import json
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +21,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.machine import git
 from scripts.machine.files import remove, short
-from scripts.machine.git import local, online
+from scripts.machine.git import in_mail, local, online
 from scripts.machine.terminal import listing
 from scripts.patchset import hunks, proof, series, template
 from scripts.patchset.hunks import DIFF
@@ -32,9 +30,8 @@ from scripts.patchset.series import Patch
 from scripts.pins import settings as settings_module
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
-from scripts.sources.trees import COMMITTER_EMAIL, COMMITTER_NAME, version
+from scripts.sources.trees import BRANCH, COMMITTER_EMAIL, COMMITTER_NAME, branch_tip, version
 
-BRANCH = "series"
 # One line of context around each change, whatever git is configured to do.
 FORMAT = (
     "--unified=1", "--inter-hunk-context=0", "--diff-algorithm=myers", "--indent-heuristic", "--no-renames",
@@ -87,7 +84,7 @@ def import_series(settings: Settings, console: Console | None = None, base: Sett
                     continue
                 if outcome.patches:
                     series.apply_source(source, outcome.patches)
-                    local(source.path, "checkout", "--quiet", "-B", BRANCH)
+                    _put_branch(source)
                     number = len(outcome.patches)
                     done.append(f"{source.name}: {number} commits on branch {BRANCH} in {short(source.path)}")
     for line in done:
@@ -138,7 +135,7 @@ def _restoring(every: Sequence[Source]) -> Iterator[None]:
     """Put the trees of `every` source, which have no changes, back as they were if something is raised."""
     names = ("--abbrev-ref", "HEAD")
     before = [
-        (source, trees.require(source), local(source.path, "rev-parse", *names).strip(), _tip(source))
+        (source, trees.require(source), local(source.path, "rev-parse", *names).strip(), branch_tip(source))
         for source in every
     ]
     try:
@@ -148,16 +145,17 @@ def _restoring(every: Sequence[Source]) -> Iterator[None]:
             series.restore(source, tree)
             if tip:
                 local(source.path, "branch", "--force", BRANCH, tip)
-            elif _tip(source):
+            elif branch_tip(source):
                 local(source.path, "branch", "-D", BRANCH)
             if checked_out != "HEAD":
                 local(source.path, "checkout", "--quiet", checked_out)
         raise
 
 
-def _tip(source: Source) -> str:
-    """Return the commit of the branch `series`, "" if there is no such branch."""
-    return local(source.path, "for-each-ref", "--format=%(objectname)", f"refs/heads/{BRANCH}").strip()
+def _put_branch(source: Source) -> None:
+    """Make the commit that is checked out, which the patches make, the branch `series`, and check that out."""
+    local(source.path, "checkout", "--quiet", "-B", BRANCH)
+    local(source.path, "config", "toolkit.branch", branch_tip(source))
 
 
 def _check_branch(source: Source) -> None:
@@ -198,6 +196,7 @@ def _carry_over(
     series.to_pin(source)
     local(path, "config", "toolkit.applying", json.dumps(series.touched(patches)))
     local(path, "checkout", "--quiet", "-B", BRANCH, source.commit)
+    local(path, "config", "toolkit.branch", source.commit)
     local(path, "config", "toolkit.series", series.patches_hash(series.render(settings, source)))
     try:
         identity = {"GIT_COMMITTER_NAME": COMMITTER_NAME, "GIT_COMMITTER_EMAIL": COMMITTER_EMAIL}
@@ -222,32 +221,19 @@ def _commit_all(source: Source, parent: str, patches: Sequence[Patch]) -> list[s
     with Index.at(source.path, parent) as index:
         for patch in patches:
             index.apply(patch.text, fetch=True)
-            message, author = str(_message(index.mail)), _author(patch)
-            parent = local(source.path, "commit-tree", index.tree(), "-p", parent, "-F", message, env=author).strip()
+            found = in_mail(index.mail)
+            body = ["-m", found.body.strip()] if found.body.strip() else []
+            identity = {
+                "GIT_AUTHOR_NAME": found.author,
+                "GIT_AUTHOR_EMAIL": found.address,
+                "GIT_AUTHOR_DATE": found.date,
+                "GIT_COMMITTER_NAME": COMMITTER_NAME,
+                "GIT_COMMITTER_EMAIL": COMMITTER_EMAIL,
+            }
+            words = ("-p", parent, "-m", found.subject, *body)
+            parent = local(source.path, "commit-tree", index.tree(), *words, env=identity).strip()
             commits.append(parent)
     return commits
-
-
-def _message(mail: Path) -> Path:
-    """Write the commit message of the patch file `mail` next to it and return that file."""
-    parsed = email.message_from_string(mail.read_text(errors=BYTES), policy=email.policy.default)
-    subject = re.sub(r"^\[PATCH[^]]*\]\s*", "", str(parsed["Subject"]))
-    body = mail.read_text(errors=BYTES).split("\n\n", 1)[1].split("\ndiff --git ", 1)[0]
-    file = mail.with_name("message")
-    file.write_text(f"{subject}\n\n{body}", errors=BYTES)
-    return file
-
-
-def _author(patch: Patch) -> dict[str, str]:
-    parsed = email.message_from_string(patch.text, policy=email.policy.default)
-    name, address = email.utils.parseaddr(str(parsed["From"]))
-    return {
-        "GIT_AUTHOR_NAME": name,
-        "GIT_AUTHOR_EMAIL": address,
-        "GIT_AUTHOR_DATE": str(parsed["Date"]),
-        "GIT_COMMITTER_NAME": COMMITTER_NAME,
-        "GIT_COMMITTER_EMAIL": COMMITTER_EMAIL,
-    }
 
 
 def _export(settings: Settings, source: Source, places: bool) -> list[Exported]:
@@ -444,4 +430,4 @@ def _adopt(settings: Settings, source: Source) -> None:
                 f"{source.name}: the exported series does not make the tree of {tree.head[:12]} again",
                 "take the patches back (`git checkout patches`) and report this",
             )
-        local(source.path, "checkout", "--quiet", "-B", BRANCH)
+        _put_branch(source)

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,8 @@ from scripts.pins.settings import FILE, Source
 # The committer of the commits that `patchset` makes; other commits are the user's.
 COMMITTER_NAME = "freeswitch-tp-error toolkit"
 COMMITTER_EMAIL = "toolkit@freeswitch-tp-error.invalid"
+# The branch on which it makes the series commits to edit; `toolkit.branch` records where it put it.
+BRANCH = "series"
 
 PROGRESS = re.compile(r"(?:remote: )?(?P<phase>[A-Z][A-Za-z ]+): +\d+% \((?P<done>\d+)/(?P<total>\d+)\)")
 # Files in .git that a git makes that is at work, and one that is killed leaves.
@@ -103,6 +106,13 @@ def clone(sources: Sequence[Source], patches: Path, console: Console | None = No
     require_series(patches)
     with locked(sources, console, make=True):
         current = {source.name: _is_current(source) for source in sources}
+        directory = sources[0].path.parent
+        if not all(current.values()) and not os.access(directory, os.W_OK):
+            raise ToolkitError(
+                f"cannot write to {short(directory)}",
+                f"make it yours (`sudo chown -R $(id -u) {shlex.quote(str(directory))}`) or use --set "
+                "sources.directory=...",
+            )
         for source in sources:
             if current[source.name]:
                 console.print(f"{source.name}: already at {version(source)}", soft_wrap=True)
@@ -168,6 +178,8 @@ def _state(source: Source, every_ref: bool) -> Tree:
 
 
 def _damaged(source: Source, error: GitError) -> ToolkitError:
+    if error.remedy:
+        return error
     return ToolkitError(
         f"{source.name}: git can't read {short(source.path)} ({error.reason})",
         "save what is yours there, remove it, then run `inv clone`",
@@ -224,11 +236,24 @@ def check_unchanged(source: Source) -> None:
     """Raise ToolkitError if removing the tree of `source` would lose work of the user."""
     tree = inspect(source, every_ref=True)
     check_idle(source)
-    if tree is not None and (lost := (*changes(source), *tree.foreign)):
+    if tree is not None and (lost := (*changes(source), *tree.foreign, *_moved_branch(source, tree))):
         raise ToolkitError(
             f"{source.name}: {short(source.path)} has local changes ({listing(lost)})",
             "save them elsewhere and remove the directory",
         )
+
+
+def branch_tip(source: Source) -> str:
+    """Return the commit of the branch `series` in the tree of `source`, "" if there is no such branch."""
+    return local(source.path, "for-each-ref", "--format=%(objectname)", f"refs/heads/{BRANCH}").strip()
+
+
+def _moved_branch(source: Source, tree: Tree) -> list[str]:
+    """Return a line if the branch `series` is not what the toolkit made of the patches, though all commits are its."""
+    tip = branch_tip(source)
+    if not tip or tip == tree.config.get("branch", tip):
+        return []
+    return [f"branch {BRANCH}, which is not what the patches make: `inv patches-export` writes it to them"]
 
 
 def committed(source: Source) -> int:
@@ -236,18 +261,20 @@ def committed(source: Source) -> int:
     return int(local(source.path, "show", "--no-patch", "--format=%ct", source.commit))
 
 
-def reachable(source: Source, timeout: float = 10.0) -> str:
-    """Return "" if git can read the pinned tag of `source`, else the reason why not.
+def unreachable(source: Source, timeout: float = 10.0) -> ToolkitError | None:
+    """Return None if git can read the pinned tag of `source`, else why it can't, and what to do.
 
     `timeout` is in seconds. Without a tag, any answer of the repository will do.
     """
     ref = f"refs/tags/{source.tag}" if source.tag else "HEAD"
+    remedy = f"check the network or use --set {key(source)}.url=..."
     try:
         command = ["git", "ls-remote", "--", source.url, ref]
         output = Git().execute(command, env={"GIT_TERMINAL_PROMPT": "0"}, kill_after_timeout=timeout)
     except GitCommandError as error:
-        return str(reason(error))
-    return "" if output or not source.tag else f"there is no tag {source.tag}"
+        why = reason(error)
+        return ToolkitError(str(why), why.remedy(source.path) or remedy)
+    return None if output or not source.tag else ToolkitError(f"there is no tag {source.tag}", remedy)
 
 
 def references(source: Source, *arguments: str, timeout: float = 60.0) -> dict[str, str]:
@@ -261,8 +288,10 @@ def references(source: Source, *arguments: str, timeout: float = 60.0) -> dict[s
     try:
         output = Git().execute(command, env={"GIT_TERMINAL_PROMPT": "0"}, kill_after_timeout=timeout)
     except GitCommandError as error:
+        why = reason(error)
         raise ToolkitError(
-            f"{source.name}: cannot list the references of {source.url} ({reason(error)})", "check the network"
+            f"{source.name}: cannot list the references of {source.url} ({why})",
+            why.remedy(source.path) or "check the network",
         ) from error
     lines = (line.partition("\t") for line in str(output).splitlines())
     return {reference: commit for commit, _, reference in lines}
@@ -479,8 +508,9 @@ def _not_fetched(source: Source, why: Reason) -> ToolkitError:
         )
     return ToolkitError(
         f"{source.name}: cannot fetch {version(source)} from {source.url} ({why})",
-        f"check the network, redirect the address (git config --global url.MIRROR.insteadOf {source.url}) or use --set "
-        f"{key(source)}.url=MIRROR",
+        why.remedy(source.path.parent)
+        or f"check the network, redirect the address (git config --global url.MIRROR.insteadOf {source.url}) or use "
+        f"--set {key(source)}.url=MIRROR",
     )
 
 
