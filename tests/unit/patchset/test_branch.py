@@ -22,37 +22,7 @@ from scripts.patchset import branch, series
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
 from tests.conftest import AUTHOR, LINES, edited, git
-
-AddPatch = Callable[..., Path]
-
-
-@pytest.fixture
-def prepared(settings: Settings, add_patch: AddPatch) -> Settings:
-    """Return settings with two patches for "one", one for "two", all as an export writes them."""
-    add_patch("one", "First", {"src/main.c": [3], "new.c": []})
-    add_patch("one", "Second", {"src/main.c": [30, 55], "src/other.c": [10, 50]})
-    add_patch("two", "Third", {"src/main.c": [20]})
-    trees.clone(settings.sources, settings.patches)
-    branch.import_series(settings)
-    branch.export_series(settings)
-    return settings
-
-
-def files(settings: Settings) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(settings.patches.rglob("*")) if path.is_file()}
-
-
-def tree(settings: Settings, name: str = "one") -> Path:
-    return settings.source(name).path
-
-
-def patch_file(settings: Settings, start: str) -> Path:
-    return next((settings.patches / "one").glob(f"{start}*.patch"))
-
-
-def commit_all(path: Path, message: str) -> None:
-    git(path, "add", "--all")
-    git(path, "commit", "--quiet", f"--message={message}")
+from tests.unit.patchset.conftest import AddPatch, commit_all, everything, files, next_release, patch_file, tree
 
 
 def test_import_makes_a_branch(prepared: Settings) -> None:
@@ -284,17 +254,6 @@ def test_joined_hunks_have_as_much_context_above_as_below(blocks: Settings, tmp_
     assert files(blocks) == before
 
 
-def next_release(prepared: Settings, upstream: Path) -> Settings:
-    """Commit what is in `upstream` as v2.0 of one; return the settings that pin it, with its tree."""
-    git(upstream, "commit", "--quiet", "--all", "--message=Next")
-    git(upstream, "tag", "v2.0")
-    one = dataclasses.replace(prepared.source("one"), tag="v2.0", commit=git(upstream, "rev-parse", "HEAD"))
-    following = dataclasses.replace(prepared, sources=(one, prepared.source("two")))
-    remove(one.path)
-    trees.clone(following.sources, following.patches)
-    return following
-
-
 def test_carried_over_to_a_new_release_with_conflicts(prepared: Settings, tmp_path: Path) -> None:
     upstream = tmp_path / "upstream/one"
     edited(upstream / "src/other.c", 10, 51)
@@ -344,16 +303,6 @@ def test_export_from_another_release_leaves_the_line_numbers(prepared: Settings,
     assert files(prepared) == before
     branch.export_series(following, base=following)
     assert "@@ -38,3 +38,3 @@\n line 29\n" in patch_file(prepared, "0002").read_text()
-
-
-def everything(settings: Settings) -> list[str]:
-    """Return all that an interrupted task must leave alone: commits, branches, records, files."""
-    commands = (
-        ("rev-parse", "--abbrev-ref", "HEAD"), ("rev-parse", "HEAD"), ("for-each-ref",), ("ls-files", "--stage"),
-        ("config", "--list", "--local"), ("status", "--porcelain"), ("diff", "HEAD"),
-    )  # fmt: skip
-    found = [git(tree(settings, name), *command) for name in ("one", "two") for command in commands]
-    return ["\n".join(sorted(output.splitlines())) for output in found]
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str, path: Path, words: str) -> None:
@@ -445,105 +394,6 @@ def test_export_that_was_interrupted_when_the_patches_were_written(
     assert git(tree(prepared), "log", "-1", "--format=%s", trees.BRANCH) == "Fourth"
     assert not any(item.changed for item in branch.export_series(prepared))
     assert series.apply(prepared)[0].action == series.Action.ALREADY
-
-
-def test_edited_tree_is_left_alone(prepared: Settings) -> None:
-    edited(tree(prepared, "two") / "src/main.c", 7)
-    before = files(prepared)
-    with pytest.raises(ToolkitError, match=r"two: .* has uncommitted changes \(src/main\.c\)"):
-        branch.import_series(prepared)
-    with pytest.raises(ToolkitError, match=r"two: .* has uncommitted changes \(src/main\.c\): commit them"):
-        branch.export_series(prepared)
-    assert files(prepared) == before
-
-
-def test_work_that_was_not_exported_is_left_alone(prepared: Settings) -> None:
-    path = tree(prepared)
-    edited(path / "src/main.c", 7)
-    commit_all(path, "Mine")
-    with pytest.raises(ToolkitError, match=r"one: .* has commits that are not the toolkit's .*Mine"):
-        branch.import_series(prepared)
-    git(path, "checkout", "--quiet", "--detach", prepared.source("one").commit)
-    with pytest.raises(ToolkitError, match=r"one: branch series .* has commits of yours .*Mine"):
-        branch.import_series(prepared)
-
-
-def elsewhere(settings: Settings) -> Settings:
-    """Return `settings` that ask for a new tree of "one"."""
-    one = dataclasses.replace(settings.source("one"), exclude=())
-    return dataclasses.replace(settings, sources=(one, settings.source("two")))
-
-
-@pytest.mark.parametrize("detached", [False, True])
-@pytest.mark.parametrize("dropped", [False, True])
-def test_branch_that_is_not_what_the_patches_make_is_not_removed(
-    prepared: Settings, dropped: bool, detached: bool
-) -> None:
-    path = tree(prepared)
-    if dropped:
-        git(path, "reset", "--quiet", "--hard", "HEAD~1")
-    else:
-        edited(path / "src/main.c", 7)
-        commit_all(path, "Mine")
-    if detached:
-        git(path, "checkout", "--quiet", "--detach", prepared.source("one").commit)
-    before = everything(prepared)
-    what = "branch series, which is not what the patches make" if dropped else r"\w+ Mine"
-    for refused in (
-        lambda: trees.clone(elsewhere(prepared).sources, prepared.patches),
-        lambda: trees.check_unchanged(prepared.source("one")),
-    ):
-        with pytest.raises(ToolkitError, match=rf"^one: .*/one has local changes \({what}"):
-            refused()
-    assert everything(prepared) == before
-    git(path, "checkout", "--quiet", trees.BRANCH)
-    branch.export_series(prepared)
-    assert [result.fresh for result in trees.clone(elsewhere(prepared).sources, prepared.patches)] == [True, False]
-
-
-def test_branch_that_the_patches_make_is_replaced(prepared: Settings, add_patch: AddPatch) -> None:
-    # An older series than that of the tree is the toolkit's own, too.
-    add_patch("one", "Fourth", {"README": [1]})
-    series.apply(prepared)
-    assert git(tree(prepared), "log", "-1", "--format=%s", trees.BRANCH) == "Second"
-    assert [result.fresh for result in trees.clone(elsewhere(prepared).sources, prepared.patches)] == [True, False]
-
-
-def test_series_that_was_carried_over_is_not_removed(prepared: Settings, add_patch: AddPatch, tmp_path: Path) -> None:
-    add_patch("one", "Fourth", {"src/main.c": [45]})
-    upstream = tmp_path / "upstream/one"
-    edited(upstream / "src/main.c", 47)
-    following = next_release(prepared, upstream)
-    branch.import_series(following, base=prepared)
-    assert "changed 45\n" in (tree(following) / "src/main.c").read_text()
-    with pytest.raises(ToolkitError, match=r"one: .* has local changes \(branch series, which is not what"):
-        trees.clone(prepared.sources, prepared.patches)
-    branch.export_series(following)
-    assert [result.fresh for result in trees.clone(prepared.sources, prepared.patches)] == [True, False]
-
-
-def test_tree_that_does_not_stand_on_the_pin(prepared: Settings) -> None:
-    path = tree(prepared)
-    git(path, "checkout", "--quiet", "--orphan", "other")
-    git(path, "commit", "--quiet", "--message=Alone")
-    before = files(prepared)
-    with pytest.raises(ToolkitError, match=r"one: .* does not stand on the pin .*history is too shallow"):
-        branch.export_series(prepared)
-    assert files(prepared) == before
-
-
-def test_patches_that_the_tree_was_not_made_from_are_not_overwritten(prepared: Settings) -> None:
-    path = patch_file(prepared, "0001")
-    path.write_text(path.read_text().replace("+changed 3\n", "+changed by hand\n"))
-    before = files(prepared)
-    with pytest.raises(ToolkitError, match=r"one: .*patches has changed since the import into"):
-        branch.export_series(prepared)
-    branch.import_series(prepared)
-    assert "changed by hand\n" in (tree(prepared) / "src/main.c").read_text()
-    series.revert(prepared)
-    with pytest.raises(ToolkitError, match=r"one: .* is at the pin, and would leave no patches"):
-        branch.export_series(prepared)
-    assert files(prepared) == before
 
 
 def test_merge_and_empty_commits(prepared: Settings) -> None:
