@@ -8,9 +8,7 @@ from __future__ import annotations
 import dataclasses
 import email
 import email.policy
-import email.utils
 import json
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +21,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.machine import git
 from scripts.machine.files import remove, short
-from scripts.machine.git import local, online
+from scripts.machine.git import in_mail, local, online
 from scripts.machine.terminal import listing
 from scripts.patchset import hunks, proof, series, template
 from scripts.patchset.hunks import DIFF
@@ -222,32 +220,19 @@ def _commit_all(source: Source, parent: str, patches: Sequence[Patch]) -> list[s
     with Index.at(source.path, parent) as index:
         for patch in patches:
             index.apply(patch.text, fetch=True)
-            message, author = str(_message(index.mail)), _author(patch)
-            parent = local(source.path, "commit-tree", index.tree(), "-p", parent, "-F", message, env=author).strip()
+            found = in_mail(index.mail)
+            body = ["-m", found.body.strip()] if found.body.strip() else []
+            identity = {
+                "GIT_AUTHOR_NAME": found.author,
+                "GIT_AUTHOR_EMAIL": found.address,
+                "GIT_AUTHOR_DATE": found.date,
+                "GIT_COMMITTER_NAME": COMMITTER_NAME,
+                "GIT_COMMITTER_EMAIL": COMMITTER_EMAIL,
+            }
+            words = ("-p", parent, "-m", found.subject, *body)
+            parent = local(source.path, "commit-tree", index.tree(), *words, env=identity).strip()
             commits.append(parent)
     return commits
-
-
-def _message(mail: Path) -> Path:
-    """Write the commit message of the patch file `mail` next to it and return that file."""
-    parsed = email.message_from_string(mail.read_text(errors=BYTES), policy=email.policy.default)
-    subject = re.sub(r"^\[PATCH[^]]*\]\s*", "", str(parsed["Subject"]))
-    body = mail.read_text(errors=BYTES).split("\n\n", 1)[1].split("\ndiff --git ", 1)[0]
-    file = mail.with_name("message")
-    file.write_text(f"{subject}\n\n{body}", errors=BYTES)
-    return file
-
-
-def _author(patch: Patch) -> dict[str, str]:
-    parsed = email.message_from_string(patch.text, policy=email.policy.default)
-    name, address = email.utils.parseaddr(str(parsed["From"]))
-    return {
-        "GIT_AUTHOR_NAME": name,
-        "GIT_AUTHOR_EMAIL": address,
-        "GIT_AUTHOR_DATE": str(parsed["Date"]),
-        "GIT_COMMITTER_NAME": COMMITTER_NAME,
-        "GIT_COMMITTER_EMAIL": COMMITTER_EMAIL,
-    }
 
 
 def _export(settings: Settings, source: Source, places: bool) -> list[Exported]:

@@ -317,6 +317,23 @@ def test_carried_over_to_a_new_release_with_conflicts(prepared: Settings, tmp_pa
     assert series.apply(following)[0].action == series.Action.ALREADY
 
 
+def test_carried_over_patch_keeps_its_message_and_author(
+    prepared: Settings, add_patch: AddPatch, tmp_path: Path
+) -> None:
+    # It has a list of its files, which is no part of the message.
+    path = add_patch("one", "Fourth", {"src/main.c": [45]})
+    path.write_text(path.read_text().replace("\n---\n", "\nBecause.\n\n1 more.\n---\n", 1))
+    upstream = tmp_path / "upstream/one"
+    edited(upstream / "src/main.c", 47)
+    following = next_release(prepared, upstream)
+    branch.import_series(following, base=prepared)
+    assert git(tree(following), "log", "-1", "--format=%an %ae %at %B") == (
+        "Ann Author ann@example.org 1714979289 Fourth\n\nBecause.\n\n1 more."
+    )
+    branch.export_series(following)
+    assert "Because.\n\n1 more.\n" in patch_file(prepared, "0003").read_text()
+
+
 def test_export_from_another_release_leaves_the_line_numbers(prepared: Settings, tmp_path: Path) -> None:
     upstream = tmp_path / "upstream/one"
     (upstream / "src/main.c").write_text("// more\n" * 9 + "".join(LINES))
