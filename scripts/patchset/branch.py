@@ -30,9 +30,8 @@ from scripts.patchset.series import Patch
 from scripts.pins import settings as settings_module
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
-from scripts.sources.trees import COMMITTER_EMAIL, COMMITTER_NAME, version
+from scripts.sources.trees import BRANCH, COMMITTER_EMAIL, COMMITTER_NAME, branch_tip, version
 
-BRANCH = "series"
 # One line of context around each change, whatever git is configured to do.
 FORMAT = (
     "--unified=1", "--inter-hunk-context=0", "--diff-algorithm=myers", "--indent-heuristic", "--no-renames",
@@ -85,7 +84,7 @@ def import_series(settings: Settings, console: Console | None = None, base: Sett
                     continue
                 if outcome.patches:
                     series.apply_source(source, outcome.patches)
-                    local(source.path, "checkout", "--quiet", "-B", BRANCH)
+                    _put_branch(source)
                     number = len(outcome.patches)
                     done.append(f"{source.name}: {number} commits on branch {BRANCH} in {short(source.path)}")
     for line in done:
@@ -136,7 +135,7 @@ def _restoring(every: Sequence[Source]) -> Iterator[None]:
     """Put the trees of `every` source, which have no changes, back as they were if something is raised."""
     names = ("--abbrev-ref", "HEAD")
     before = [
-        (source, trees.require(source), local(source.path, "rev-parse", *names).strip(), _tip(source))
+        (source, trees.require(source), local(source.path, "rev-parse", *names).strip(), branch_tip(source))
         for source in every
     ]
     try:
@@ -146,16 +145,17 @@ def _restoring(every: Sequence[Source]) -> Iterator[None]:
             series.restore(source, tree)
             if tip:
                 local(source.path, "branch", "--force", BRANCH, tip)
-            elif _tip(source):
+            elif branch_tip(source):
                 local(source.path, "branch", "-D", BRANCH)
             if checked_out != "HEAD":
                 local(source.path, "checkout", "--quiet", checked_out)
         raise
 
 
-def _tip(source: Source) -> str:
-    """Return the commit of the branch `series`, "" if there is no such branch."""
-    return local(source.path, "for-each-ref", "--format=%(objectname)", f"refs/heads/{BRANCH}").strip()
+def _put_branch(source: Source) -> None:
+    """Make the commit that is checked out, which the patches make, the branch `series`, and check that out."""
+    local(source.path, "checkout", "--quiet", "-B", BRANCH)
+    local(source.path, "config", "toolkit.branch", branch_tip(source))
 
 
 def _check_branch(source: Source) -> None:
@@ -196,6 +196,7 @@ def _carry_over(
     series.to_pin(source)
     local(path, "config", "toolkit.applying", json.dumps(series.touched(patches)))
     local(path, "checkout", "--quiet", "-B", BRANCH, source.commit)
+    local(path, "config", "toolkit.branch", source.commit)
     local(path, "config", "toolkit.series", series.patches_hash(series.render(settings, source)))
     try:
         identity = {"GIT_COMMITTER_NAME": COMMITTER_NAME, "GIT_COMMITTER_EMAIL": COMMITTER_EMAIL}
@@ -429,4 +430,4 @@ def _adopt(settings: Settings, source: Source) -> None:
                 f"{source.name}: the exported series does not make the tree of {tree.head[:12]} again",
                 "take the patches back (`git checkout patches`) and report this",
             )
-        local(source.path, "checkout", "--quiet", "-B", BRANCH)
+        _put_branch(source)

@@ -498,7 +498,7 @@ def restore(source: Source, tree: Tree) -> None:
     _abort(source, sorted(files))
     local(source.path, "checkout", "--quiet", "--detach", tree.head)
     unset(source, "applying")
-    for name in ("series", "head"):
+    for name in ("series", "head", "branch"):
         if name in tree.config:
             local(source.path, "config", f"toolkit.{name}", tree.config[name])
         else:

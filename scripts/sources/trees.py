@@ -45,6 +45,8 @@ from scripts.pins.settings import FILE, Source
 # The committer of the commits that `patchset` makes; other commits are the user's.
 COMMITTER_NAME = "freeswitch-tp-error toolkit"
 COMMITTER_EMAIL = "toolkit@freeswitch-tp-error.invalid"
+# The branch on which it makes the series commits to edit; `toolkit.branch` records where it put it.
+BRANCH = "series"
 
 PROGRESS = re.compile(r"(?:remote: )?(?P<phase>[A-Z][A-Za-z ]+): +\d+% \((?P<done>\d+)/(?P<total>\d+)\)")
 # Files in .git that a git makes that is at work, and one that is killed leaves.
@@ -224,11 +226,24 @@ def check_unchanged(source: Source) -> None:
     """Raise ToolkitError if removing the tree of `source` would lose work of the user."""
     tree = inspect(source, every_ref=True)
     check_idle(source)
-    if tree is not None and (lost := (*changes(source), *tree.foreign)):
+    if tree is not None and (lost := (*changes(source), *tree.foreign, *_moved_branch(source, tree))):
         raise ToolkitError(
             f"{source.name}: {short(source.path)} has local changes ({listing(lost)})",
             "save them elsewhere and remove the directory",
         )
+
+
+def branch_tip(source: Source) -> str:
+    """Return the commit of the branch `series` in the tree of `source`, "" if there is no such branch."""
+    return local(source.path, "for-each-ref", "--format=%(objectname)", f"refs/heads/{BRANCH}").strip()
+
+
+def _moved_branch(source: Source, tree: Tree) -> list[str]:
+    """Return a line if the branch `series` is not what the toolkit made of the patches, though all commits are its."""
+    tip = branch_tip(source)
+    if not tip or tip == tree.config.get("branch", tip):
+        return []
+    return [f"branch {BRANCH}, which is not what the patches make: `inv patches-export` writes it to them"]
 
 
 def committed(source: Source) -> int:

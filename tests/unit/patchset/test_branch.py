@@ -57,7 +57,7 @@ def commit_all(path: Path, message: str) -> None:
 
 def test_import_makes_a_branch(prepared: Settings) -> None:
     path = tree(prepared)
-    assert git(path, "branch", "--show-current") == branch.BRANCH
+    assert git(path, "branch", "--show-current") == trees.BRANCH
     assert git(path, "log", "--format=%s", f"{prepared.source('one').commit}..").splitlines() == ["Second", "First"]
 
 
@@ -93,7 +93,7 @@ def test_message_that_is_lost_in_a_patch_is_refused(prepared: Settings, message:
         branch.export_series(prepared)
     assert "\n" not in str(caught.value)
     assert (files(prepared), git(tree(prepared), "rev-parse", "HEAD")) == (before, head)
-    assert git(tree(prepared), "branch", "--show-current") == branch.BRANCH
+    assert git(tree(prepared), "branch", "--show-current") == trees.BRANCH
 
 
 @pytest.mark.parametrize("content", [b"\0\1\2", b"a %{ x }% b\n", b"%[ if x ]%\n", b"a\r\n"], ids=repr)
@@ -381,7 +381,7 @@ def test_interrupted_import_leaves_the_trees(
     if start == "pin":
         series.revert(prepared)
         for source in prepared.sources:
-            git(source.path, "branch", "-D", branch.BRANCH)
+            git(source.path, "branch", "-D", trees.BRANCH)
     text = patch_file(prepared, "0001").read_text()
     patch_file(prepared, "0001").write_text(text.replace("+changed 3\n", "+changed by hand\n"))
     before = everything(prepared)
@@ -442,7 +442,7 @@ def test_export_that_was_interrupted_when_the_patches_were_written(
     interrupt(monkeypatch, series, "local", tree(prepared), "am")
     with pytest.raises(KeyboardInterrupt):
         branch.export_series(prepared)
-    assert git(tree(prepared), "log", "-1", "--format=%s", branch.BRANCH) == "Fourth"
+    assert git(tree(prepared), "log", "-1", "--format=%s", trees.BRANCH) == "Fourth"
     assert not any(item.changed for item in branch.export_series(prepared))
     assert series.apply(prepared)[0].action == series.Action.ALREADY
 
@@ -466,6 +466,60 @@ def test_work_that_was_not_exported_is_left_alone(prepared: Settings) -> None:
     git(path, "checkout", "--quiet", "--detach", prepared.source("one").commit)
     with pytest.raises(ToolkitError, match=r"one: branch series .* has commits of yours .*Mine"):
         branch.import_series(prepared)
+
+
+def elsewhere(settings: Settings) -> Settings:
+    """Return `settings` that ask for a new tree of "one"."""
+    one = dataclasses.replace(settings.source("one"), exclude=())
+    return dataclasses.replace(settings, sources=(one, settings.source("two")))
+
+
+@pytest.mark.parametrize("detached", [False, True])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_branch_that_is_not_what_the_patches_make_is_not_removed(
+    prepared: Settings, dropped: bool, detached: bool
+) -> None:
+    path = tree(prepared)
+    if dropped:
+        git(path, "reset", "--quiet", "--hard", "HEAD~1")
+    else:
+        edited(path / "src/main.c", 7)
+        commit_all(path, "Mine")
+    if detached:
+        git(path, "checkout", "--quiet", "--detach", prepared.source("one").commit)
+    before = everything(prepared)
+    what = "branch series, which is not what the patches make" if dropped else r"\w+ Mine"
+    for refused in (
+        lambda: trees.clone(elsewhere(prepared).sources, prepared.patches),
+        lambda: trees.check_unchanged(prepared.source("one")),
+    ):
+        with pytest.raises(ToolkitError, match=rf"^one: .*/one has local changes \({what}"):
+            refused()
+    assert everything(prepared) == before
+    git(path, "checkout", "--quiet", trees.BRANCH)
+    branch.export_series(prepared)
+    assert [result.fresh for result in trees.clone(elsewhere(prepared).sources, prepared.patches)] == [True, False]
+
+
+def test_branch_that_the_patches_make_is_replaced(prepared: Settings, add_patch: AddPatch) -> None:
+    # An older series than that of the tree is the toolkit's own, too.
+    add_patch("one", "Fourth", {"README": [1]})
+    series.apply(prepared)
+    assert git(tree(prepared), "log", "-1", "--format=%s", trees.BRANCH) == "Second"
+    assert [result.fresh for result in trees.clone(elsewhere(prepared).sources, prepared.patches)] == [True, False]
+
+
+def test_series_that_was_carried_over_is_not_removed(prepared: Settings, add_patch: AddPatch, tmp_path: Path) -> None:
+    add_patch("one", "Fourth", {"src/main.c": [45]})
+    upstream = tmp_path / "upstream/one"
+    edited(upstream / "src/main.c", 47)
+    following = next_release(prepared, upstream)
+    branch.import_series(following, base=prepared)
+    assert "changed 45\n" in (tree(following) / "src/main.c").read_text()
+    with pytest.raises(ToolkitError, match=r"one: .* has local changes \(branch series, which is not what"):
+        trees.clone(prepared.sources, prepared.patches)
+    branch.export_series(following)
+    assert [result.fresh for result in trees.clone(prepared.sources, prepared.patches)] == [True, False]
 
 
 def test_tree_that_does_not_stand_on_the_pin(prepared: Settings) -> None:
@@ -501,7 +555,7 @@ def test_merge_and_empty_commits(prepared: Settings) -> None:
     git(path, "checkout", "--quiet", "-b", "side", "HEAD~1")
     edited(path / "README", 1)
     commit_all(path, "Side")
-    git(path, "checkout", "--quiet", branch.BRANCH)
+    git(path, "checkout", "--quiet", trees.BRANCH)
     git(path, "merge", "--quiet", "--no-edit", "side")
     with pytest.raises(ToolkitError, match=r"one: \w+ is a merge"):
         branch.export_series(prepared)
