@@ -29,9 +29,11 @@ from scripts.sources import trees
 PYTHON = (3, 11)
 # Partial clones that a sparse checkout fills, and GIT_CONFIG_GLOBAL.
 GIT = (2, 35)
-# Free space in bytes: at Docker's root for the images, and in the build directory.
+# Free space in bytes: at Docker's root for the images, and in the build directory, with the sources.
 DOCKER_SPACE = 10e9
 BUILD_SPACE = 2e9
+# Where sources.directory is on a disk of its own: two sets of trees, while one replaces the other.
+SOURCES_SPACE = 1e9
 # The one port of this machine that the toolkit takes, by default and for the example only.
 PORT = 5060
 # Seconds to wait for Docker, a registry or a git server.
@@ -60,7 +62,7 @@ def doctor(settings: Settings, console: Console | None = None, port: int = PORT)
     """
     console = console or get_console()
     checks: list[Callable[[], list[Check]]] = [
-        lambda: [_python(), _git(), _space(settings.build_directory, BUILD_SPACE, "build")],
+        lambda: [_python(), _git(), *_directories(settings)],
         lambda: _docker(settings.base_image),
         lambda: [_port(port)],
         *(functools.partial(_source, source) for source in settings.sources),
@@ -118,9 +120,28 @@ def _docker_space(client: DockerClient) -> Check:
     return _space(root, DOCKER_SPACE, "Docker")
 
 
-def _space(path: Path, needed: float, what: str) -> Check:
+def _directories(settings: Settings) -> list[Check]:
+    """Check the disk of the build directory, and that of the source trees if it is another one."""
+    build = _existing(settings.build_directory)
+    found = [_space(build, BUILD_SPACE, "build")]
+    sources = _existing(settings.sources[0].path.parent)
+    if _disk(sources) != _disk(build):
+        found.append(_space(sources, SOURCES_SPACE, "sources"))
+    return found
+
+
+def _existing(path: Path) -> Path:
+    """Return `path` or, as long as it is not there, what it will be made in."""
     while not path.exists():
         path = path.parent
+    return path
+
+
+def _disk(path: Path) -> int:
+    return path.stat().st_dev
+
+
+def _space(path: Path, needed: float, what: str) -> Check:
     free = shutil.disk_usage(path).free
     remedy = (
         "" if free >= needed else f"{needed / 1e9:.0f} GB are needed, make room (`inv clean`, `docker system prune`)"

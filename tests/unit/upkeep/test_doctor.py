@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -62,6 +63,27 @@ def test_unreachable_source(settings: Settings, tmp_path: Path) -> None:
     assert not passed
     assert any(line.startswith("✗ source one: ") and "--set sources.one.url=" in line for line in output)
     assert any(line.startswith("✓ source two: ") for line in output)
+
+
+def test_disk_of_the_sources_is_checked_if_it_is_their_own(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    elsewhere = dataclasses.replace(
+        settings,
+        sources=tuple(dataclasses.replace(source, path=other / "trees" / source.name) for source in settings.sources),
+    )
+    full = shutil.disk_usage(tmp_path)._replace(free=0)
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full if path == other else usage(path))
+    told = "disk space of sources: "
+    assert not [line for line in lines(elsewhere)[1] if told in line]
+    monkeypatch.setattr(doctor, "_disk", lambda path: int(path == other))
+    passed, output = lines(elsewhere)
+    assert not passed
+    assert f"✗ {told}0.0 GB free at {other}: 1 GB are needed, make room (`inv clean`, `docker system prune`)" in output
+    assert not [line for line in lines(settings)[1] if told in line]
 
 
 def test_missing_base_image_names_the_way_out(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
