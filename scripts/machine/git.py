@@ -39,6 +39,7 @@ class Failure(enum.Enum):
     UNKNOWN_REFERENCE = enum.auto()
     UNKNOWN_OBJECT = enum.auto()
     FOREIGN_OWNER = enum.auto()
+    NO_PERMISSION = enum.auto()
     FULL_DISK = enum.auto()
     NO_ANSWER = enum.auto()
     OTHER = enum.auto()
@@ -50,9 +51,9 @@ class Reason:
 
     `subject` is what it is about: the file of a hunk that does not apply, the
     commit or file (40 hexadecimal digits) that the other side lacks, the
-    directory that somebody else owns, what the system says of a disk. `line` is
-    that of the hunk in its file, or that of a patch that git can't read. Both
-    are empty and 0 where git does not say.
+    repository that another user owns, the file that git may not write, what the
+    system says of a disk. `line` is that of the hunk in its file, or that of a
+    patch that git can't read. Both are empty and 0 where git does not say.
     """
 
     kind: Failure
@@ -62,6 +63,17 @@ class Reason:
 
     def __str__(self) -> str:
         return self.text
+
+    def remedy(self, path: Path) -> str:
+        """Return what to do if git failed of the files, those at `path` say, and not of what it was to do, else ""."""
+        if self.kind is Failure.FOREIGN_OWNER:
+            name = shlex.quote(self.subject)
+            return f"another user owns it: trust it (`git config --global --add safe.directory {name}`)"
+        if self.kind is Failure.NO_PERMISSION:
+            return f"another user owns it: make it yours (`sudo chown -R $(id -u) {shlex.quote(str(path))}`)"
+        if self.kind is Failure.FULL_DISK:
+            return "make room there (`inv clean`, `docker system prune`)"
+        return ""
 
 
 # What git writes if a failure is of a kind; the first that is found holds.
@@ -74,6 +86,15 @@ KINDS = (
     ),
     (Failure.NO_ANSWER, re.compile("Timeout")),
     (Failure.FOREIGN_OWNER, re.compile(r"dubious ownership in repository at '(?P<subject>[^\n]+)'")),
+    (
+        Failure.NO_PERMISSION,
+        re.compile(
+            r"insufficient permission for adding an object to repository database (?P<subject>.+)"
+            # Not that of a host: git@host: Permission denied (publickey).
+            r"|(?P<file>/[^\n:']+)'?: Permission denied$",
+            re.MULTILINE,
+        ),
+    ),
     (Failure.UNKNOWN_OBJECT, re.compile(r"not our ref (?P<subject>[0-9a-f]{40})")),
     (Failure.UNKNOWN_REFERENCE, re.compile(r"couldn't find remote ref")),
     (
@@ -91,8 +112,8 @@ KINDS = (
 class GitError(ToolkitError):
     """A git that failed: `call` says which, `reason` why."""
 
-    def __init__(self, call: str, reason: Reason) -> None:
-        super().__init__(f"{call}: {reason}")
+    def __init__(self, call: str, reason: Reason, remedy: str = "") -> None:
+        super().__init__(f"{call}: {reason}", remedy)
         self.call = call
         self.reason = reason
 
@@ -148,7 +169,8 @@ def _git(path: Path, arguments: Sequence[str], environment: dict[str, str]) -> t
             command, env=environment, strip_newline_in_stdout=False, with_extended_output=True
         )
     except GitCommandError as error:
-        raise GitError(f"{short(path)}: git {arguments[0]} failed", reason(error)) from error
+        why = reason(error)
+        raise GitError(f"{short(path)}: git {arguments[0]} failed", why, why.remedy(path)) from error
     return str(output), str(told)
 
 
@@ -194,7 +216,7 @@ def reason(error: GitCommandError) -> Reason:
             found = match.groupdict()
             if kind is Failure.NO_ANSWER:
                 line = "no answer in time"
-            return Reason(kind, line, found.get("subject") or "", int(found.get("line") or 0))
+            return Reason(kind, line, found.get("subject") or found.get("file") or "", int(found.get("line") or 0))
     return Reason(Failure.OTHER, line)
 
 

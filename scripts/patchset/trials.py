@@ -216,7 +216,7 @@ def _fetch_commits(path: Path, wanted: Sequence[Source]) -> None:
     except GitError as error:
         raise ToolkitError(
             f"{wanted[0].name}: cannot fetch its releases from {wanted[0].url} ({error.reason})",
-            "check the network and releases.yaml",
+            error.remedy or "check the network and releases.yaml",
         ) from error
     for source in missing:
         found = local(path, "rev-parse", f"refs/tags/{source.tag}^{{commit}}").strip() if source.tag else source.commit

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -105,6 +106,13 @@ def clone(sources: Sequence[Source], patches: Path, console: Console | None = No
     require_series(patches)
     with locked(sources, console, make=True):
         current = {source.name: _is_current(source) for source in sources}
+        directory = sources[0].path.parent
+        if not all(current.values()) and not os.access(directory, os.W_OK):
+            raise ToolkitError(
+                f"cannot write to {short(directory)}",
+                f"make it yours (`sudo chown -R $(id -u) {shlex.quote(str(directory))}`) or use --set "
+                "sources.directory=...",
+            )
         for source in sources:
             if current[source.name]:
                 console.print(f"{source.name}: already at {version(source)}", soft_wrap=True)
@@ -170,6 +178,8 @@ def _state(source: Source, every_ref: bool) -> Tree:
 
 
 def _damaged(source: Source, error: GitError) -> ToolkitError:
+    if error.remedy:
+        return error
     return ToolkitError(
         f"{source.name}: git can't read {short(source.path)} ({error.reason})",
         "save what is yours there, remove it, then run `inv clone`",
@@ -251,18 +261,20 @@ def committed(source: Source) -> int:
     return int(local(source.path, "show", "--no-patch", "--format=%ct", source.commit))
 
 
-def reachable(source: Source, timeout: float = 10.0) -> str:
-    """Return "" if git can read the pinned tag of `source`, else the reason why not.
+def unreachable(source: Source, timeout: float = 10.0) -> ToolkitError | None:
+    """Return None if git can read the pinned tag of `source`, else why it can't, and what to do.
 
     `timeout` is in seconds. Without a tag, any answer of the repository will do.
     """
     ref = f"refs/tags/{source.tag}" if source.tag else "HEAD"
+    remedy = f"check the network or use --set {key(source)}.url=..."
     try:
         command = ["git", "ls-remote", "--", source.url, ref]
         output = Git().execute(command, env={"GIT_TERMINAL_PROMPT": "0"}, kill_after_timeout=timeout)
     except GitCommandError as error:
-        return str(reason(error))
-    return "" if output or not source.tag else f"there is no tag {source.tag}"
+        why = reason(error)
+        return ToolkitError(str(why), why.remedy(source.path) or remedy)
+    return None if output or not source.tag else ToolkitError(f"there is no tag {source.tag}", remedy)
 
 
 def references(source: Source, *arguments: str, timeout: float = 60.0) -> dict[str, str]:
@@ -276,8 +288,10 @@ def references(source: Source, *arguments: str, timeout: float = 60.0) -> dict[s
     try:
         output = Git().execute(command, env={"GIT_TERMINAL_PROMPT": "0"}, kill_after_timeout=timeout)
     except GitCommandError as error:
+        why = reason(error)
         raise ToolkitError(
-            f"{source.name}: cannot list the references of {source.url} ({reason(error)})", "check the network"
+            f"{source.name}: cannot list the references of {source.url} ({why})",
+            why.remedy(source.path) or "check the network",
         ) from error
     lines = (line.partition("\t") for line in str(output).splitlines())
     return {reference: commit for commit, _, reference in lines}
@@ -494,8 +508,9 @@ def _not_fetched(source: Source, why: Reason) -> ToolkitError:
         )
     return ToolkitError(
         f"{source.name}: cannot fetch {version(source)} from {source.url} ({why})",
-        f"check the network, redirect the address (git config --global url.MIRROR.insteadOf {source.url}) or use --set "
-        f"{key(source)}.url=MIRROR",
+        why.remedy(source.path.parent)
+        or f"check the network, redirect the address (git config --global url.MIRROR.insteadOf {source.url}) or use "
+        f"--set {key(source)}.url=MIRROR",
     )
 
 

@@ -185,6 +185,6 @@ def _port(port: int) -> Check:
 
 def _source(source: Source) -> list[Check]:
     name = f"source {source.name}"
-    if why := trees.reachable(source, TIMEOUT):
-        return [Check(name, f"{source.url}: {why}", f"check the network or use --set {trees.key(source)}.url=...")]
+    if why := trees.unreachable(source, TIMEOUT):
+        return [Check(name, f"{source.url}: {why.what}", why.remedy)]
     return [Check(name, f"{source.url} {trees.version(source)}")]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+from git.exc import GitCommandError
 
 from scripts.errors import ToolkitError
 from scripts.machine import git
@@ -68,6 +71,33 @@ def test_what_the_other_side_lacks(tree: Path) -> None:
         git.online(tree, "fetch", "--quiet", "origin", "0123456789" * 4)
     kinds = [(error.value.reason.kind, error.value.reason.subject) for error in (reference, thing)]
     assert kinds == [(Failure.UNKNOWN_REFERENCE, ""), (Failure.UNKNOWN_OBJECT, "0123456789" * 4)]
+
+
+@pytest.mark.parametrize(
+    ("told", "kind", "subject"),
+    [
+        ("fatal: Unable to create '/a b/index.lock': Permission denied", Failure.NO_PERMISSION, "/a b/index.lock"),
+        ("error: could not lock config file /a/config: Permission denied", Failure.NO_PERMISSION, "/a/config"),
+        (
+            "error: insufficient permission for adding an object to repository database .git/objects\nfatal: x",
+            Failure.NO_PERMISSION,
+            ".git/objects",
+        ),
+        ("git@host: Permission denied (publickey).\nfatal: Could not read", Failure.OTHER, ""),
+        ("fatal: detected dubious ownership in repository at '/it's'\nTo add", Failure.FOREIGN_OWNER, "/it's"),
+        ("fatal: write error: No space left on device", Failure.FULL_DISK, "No space left on device"),
+    ],
+)  # fmt: skip
+def test_files_and_disks(told: str, kind: Failure, subject: str) -> None:
+    reason = git.reason(GitCommandError(["git", "x"], 128, told))
+    assert (reason.kind, reason.subject) == (kind, subject)
+    remedy = reason.remedy(Path("/my trees"))
+    last = {
+        Failure.NO_PERMISSION: ["/my trees"],
+        Failure.FOREIGN_OWNER: ["/it's"],
+        Failure.FULL_DISK: ["clean", "prune"],
+    }
+    assert [shlex.split(command)[-1] for command in re.findall("`(.*?)`", remedy)] == last.get(kind, [])
 
 
 def test_failure_of_no_known_kind(tree: Path) -> None:

@@ -382,8 +382,8 @@ def test_check_and_revert_exclude_each_other(settings: Settings) -> None:
 
 def test_real_series_applies_and_reverts(real_settings: Settings) -> None:
     for source in real_settings.sources:
-        if why := trees.reachable(source):
-            pytest.skip(f"{source.url}: {why}")
+        if why := trees.unreachable(source):
+            pytest.skip(f"{source.url}: {why.what}")
     trees.clone(real_settings.sources, real_settings.patches)
     outcomes = series.apply(real_settings)
     for outcome in outcomes:

@@ -424,15 +424,48 @@ def test_clone_waits_for_another_run(settings: Settings) -> None:
 
 def test_reachable(settings: Settings, tmp_path: Path) -> None:
     source = settings.sources[0]
-    assert trees.reachable(source) == ""
-    assert trees.reachable(dataclasses.replace(source, tag="v9")) == "there is no tag v9"
-    assert "repository" in trees.reachable(dataclasses.replace(source, url=f"file://{tmp_path}/nowhere"))
+    assert trees.unreachable(source) is None
+    tag = trees.unreachable(dataclasses.replace(source, tag="v9"))
+    assert tag is not None and tag.what == "there is no tag v9"
+    url = trees.unreachable(dataclasses.replace(source, url=f"file://{tmp_path}/nowhere"))
+    assert url is not None and "repository" in url.what
+    assert {tag.remedy, url.remedy} == {"check the network or use --set sources.one.url=..."}
+
+
+def test_upstream_of_another_user_is_told_as_that(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What git's own tests do for a repository that another user owns.
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    source = settings.sources[0]
+    why = trees.unreachable(source)
+    assert why is not None
+    with pytest.raises(ToolkitError) as listed:
+        trees.references(source)
+    with pytest.raises(ToolkitError) as cloned:
+        trees.clone(settings.sources, settings.patches)
+    for error in (why, listed.value, cloned.value):
+        assert "dubious ownership" in error.what and "\n" not in str(error)
+        (command,) = re.findall("`(.*)`", error.remedy)
+        assert command == f"git config --global --add safe.directory {tmp_path}/upstream/one/.git"
+        assert "network" not in str(error)
+    for name in ("one", "two"):
+        subprocess.run([*shlex.split(command)[:-1], f"{tmp_path}/upstream/{name}/.git"], check=True)
+    assert trees.unreachable(source) is None
+    assert [result.fresh for result in trees.clone(settings.sources, settings.patches)] == [True, True]
+
+
+def test_directory_of_the_trees_that_is_not_ours(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = settings.sources[0].path.parent
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (directory, os.W_OK))
+    with pytest.raises(ToolkitError, match=rf"^cannot write to {directory}: make it yours \(`sudo chown -R "):
+        trees.clone(settings.sources, settings.patches)
 
 
 def test_real_upstreams(real_settings: Settings, tmp_path: Path) -> None:
     for source in real_settings.sources:
-        if why := trees.reachable(source):
-            pytest.skip(f"{source.url}: {why}")
+        if why := trees.unreachable(source):
+            pytest.skip(f"{source.url}: {why.what}")
     trees.clone(real_settings.sources, real_settings.patches)
     for source in real_settings.sources:
         export(source, tmp_path / f"{source.name}.tar")
