@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import io
@@ -22,37 +21,15 @@ from scripts.patchset import branch, series
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
 from tests.conftest import AUTHOR, LINES, edited, git
-
-AddPatch = Callable[..., Path]
-
-
-@pytest.fixture
-def prepared(settings: Settings, add_patch: AddPatch) -> Settings:
-    """Return settings with two patches for "one", one for "two", all as an export writes them."""
-    add_patch("one", "First", {"src/main.c": [3], "new.c": []})
-    add_patch("one", "Second", {"src/main.c": [30, 55], "src/other.c": [10, 50]})
-    add_patch("two", "Third", {"src/main.c": [20]})
-    trees.clone(settings.sources, settings.patches)
-    branch.import_series(settings)
-    branch.export_series(settings)
-    return settings
-
-
-def files(settings: Settings) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(settings.patches.rglob("*")) if path.is_file()}
-
-
-def tree(settings: Settings, name: str = "one") -> Path:
-    return settings.source(name).path
-
-
-def patch_file(settings: Settings, start: str) -> Path:
-    return next((settings.patches / "one").glob(f"{start}*.patch"))
-
-
-def commit_all(path: Path, message: str) -> None:
-    git(path, "add", "--all")
-    git(path, "commit", "--quiet", f"--message={message}")
+from tests.unit.patchset.conftest import (
+    AddPatch,
+    commit_all,
+    everything,
+    files,
+    interrupt,
+    patch_file,
+    tree,
+)
 
 
 def test_import_makes_a_branch(prepared: Settings) -> None:
@@ -284,93 +261,6 @@ def test_joined_hunks_have_as_much_context_above_as_below(blocks: Settings, tmp_
     assert files(blocks) == before
 
 
-def next_release(prepared: Settings, upstream: Path) -> Settings:
-    """Commit what is in `upstream` as v2.0 of one; return the settings that pin it, with its tree."""
-    git(upstream, "commit", "--quiet", "--all", "--message=Next")
-    git(upstream, "tag", "v2.0")
-    one = dataclasses.replace(prepared.source("one"), tag="v2.0", commit=git(upstream, "rev-parse", "HEAD"))
-    following = dataclasses.replace(prepared, sources=(one, prepared.source("two")))
-    remove(one.path)
-    trees.clone(following.sources, following.patches)
-    return following
-
-
-def test_carried_over_to_a_new_release_with_conflicts(prepared: Settings, tmp_path: Path) -> None:
-    upstream = tmp_path / "upstream/one"
-    edited(upstream / "src/other.c", 10, 51)
-    following = next_release(prepared, upstream)
-    one = following.source("one")
-    before = files(prepared)
-    with pytest.raises(ToolkitError, match=r"one: conflicts in src/other\.c of .*cherry-pick --continue"):
-        branch.import_series(following, base=prepared)
-    assert "<<<<<<<" in (one.path / "src/other.c").read_text()
-    for action in (branch.import_series, branch.export_series):
-        with pytest.raises(ToolkitError, match=r"one: .* is in the middle of a `git cherry-pick`"):
-            action(following)
-    assert files(prepared) == before
-    text = (one.path / "src/other.c").read_text()
-    kept = [line for line in text.splitlines() if not line.startswith(("<<<<<<<", "=======", ">>>>>>>"))]
-    (one.path / "src/other.c").write_text("\n".join(dict.fromkeys(kept)) + "\n")
-    git(one.path, "add", "src/other.c")
-    git(one.path, "-c", "core.editor=true", "cherry-pick", "--continue")
-    branch.export_series(following)
-    assert series.apply(following)[0].action == series.Action.ALREADY
-
-
-def test_carried_over_patch_keeps_its_message_and_author(
-    prepared: Settings, add_patch: AddPatch, tmp_path: Path
-) -> None:
-    # It has a list of its files, which is no part of the message.
-    path = add_patch("one", "Fourth", {"src/main.c": [45]})
-    path.write_text(path.read_text().replace("\n---\n", "\nBecause.\n\n1 more.\n---\n", 1))
-    upstream = tmp_path / "upstream/one"
-    edited(upstream / "src/main.c", 47)
-    following = next_release(prepared, upstream)
-    branch.import_series(following, base=prepared)
-    assert git(tree(following), "log", "-1", "--format=%an %ae %at %B") == (
-        "Ann Author ann@example.org 1714979289 Fourth\n\nBecause.\n\n1 more."
-    )
-    branch.export_series(following)
-    assert "Because.\n\n1 more.\n" in patch_file(prepared, "0003").read_text()
-
-
-def test_export_from_another_release_leaves_the_line_numbers(prepared: Settings, tmp_path: Path) -> None:
-    upstream = tmp_path / "upstream/one"
-    (upstream / "src/main.c").write_text("// more\n" * 9 + "".join(LINES))
-    following = next_release(prepared, upstream)
-    before = files(prepared)
-    branch.import_series(following, base=prepared)
-    branch.export_series(following, base=prepared)
-    assert files(prepared) == before
-    branch.export_series(following, base=following)
-    assert "@@ -38,3 +38,3 @@\n line 29\n" in patch_file(prepared, "0002").read_text()
-
-
-def everything(settings: Settings) -> list[str]:
-    """Return all that an interrupted task must leave alone: commits, branches, records, files."""
-    commands = (
-        ("rev-parse", "--abbrev-ref", "HEAD"), ("rev-parse", "HEAD"), ("for-each-ref",), ("ls-files", "--stage"),
-        ("config", "--list", "--local"), ("status", "--porcelain"), ("diff", "HEAD"),
-    )  # fmt: skip
-    found = [git(tree(settings, name), *command) for name in ("one", "two") for command in commands]
-    return ["\n".join(sorted(output.splitlines())) for output in found]
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str, path: Path, words: str) -> None:
-    """Have Ctrl-C come right after the git command in `path` that begins with `words`."""
-    run = getattr(module, function)
-
-    def interrupted(where: Path, *arguments: str, **options: object) -> str:
-        if where != path or not " ".join(arguments).startswith(words):
-            return str(run(where, *arguments, **options))
-        monkeypatch.setattr(module, function, run)
-        with contextlib.suppress(ToolkitError):
-            run(where, *arguments, **options)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, function, interrupted)
-
-
 @pytest.mark.parametrize("start", ["branch", "pin"])
 @pytest.mark.parametrize(
     ("module", "words"), [(branch, "checkout --quiet -B"), (series, "am"), (series, "checkout --quiet --detach")]
@@ -417,21 +307,6 @@ def test_import_that_fails_in_the_second_tree_leaves_the_first(prepared: Setting
     with pytest.raises(ToolkitError, match=r"hunk 1 of src/main\.c .* does not apply to two v1\.0"):
         branch.import_series(prepared, base=prepared)
     assert everything(prepared) == before
-
-
-def test_interrupted_carrying_over_leaves_the_tree(
-    prepared: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    upstream = tmp_path / "upstream/one"
-    edited(upstream / "src/other.c", 10, 51)
-    following = next_release(prepared, upstream)
-    one = following.source("one")
-    before = everything(following)
-    interrupt(monkeypatch, branch, "online", one.path, "-c merge.renames=false cherry-pick")
-    with pytest.raises(KeyboardInterrupt):
-        branch.import_series(following, base=prepared)
-    assert everything(following) == before
-    trees.check_idle(one)
 
 
 def test_export_that_was_interrupted_when_the_patches_were_written(
@@ -507,19 +382,6 @@ def test_branch_that_the_patches_make_is_replaced(prepared: Settings, add_patch:
     series.apply(prepared)
     assert git(tree(prepared), "log", "-1", "--format=%s", trees.BRANCH) == "Second"
     assert [result.fresh for result in trees.clone(elsewhere(prepared).sources, prepared.patches)] == [True, False]
-
-
-def test_series_that_was_carried_over_is_not_removed(prepared: Settings, add_patch: AddPatch, tmp_path: Path) -> None:
-    add_patch("one", "Fourth", {"src/main.c": [45]})
-    upstream = tmp_path / "upstream/one"
-    edited(upstream / "src/main.c", 47)
-    following = next_release(prepared, upstream)
-    branch.import_series(following, base=prepared)
-    assert "changed 45\n" in (tree(following) / "src/main.c").read_text()
-    with pytest.raises(ToolkitError, match=r"one: .* has local changes \(branch series, which is not what"):
-        trees.clone(prepared.sources, prepared.patches)
-    branch.export_series(following)
-    assert [result.fresh for result in trees.clone(prepared.sources, prepared.patches)] == [True, False]
 
 
 def test_tree_that_does_not_stand_on_the_pin(prepared: Settings) -> None:
