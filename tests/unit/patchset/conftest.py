@@ -1,13 +1,16 @@
-"""Trees with a series that was exported, and helpers for them."""
+"""What the tests of the branch share: trees with the series on it, and what must stay as it is."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from scripts.errors import ToolkitError
 from scripts.machine.files import remove
 from scripts.patchset import branch
 from scripts.pins.settings import Settings
@@ -46,6 +49,17 @@ def commit_all(path: Path, message: str) -> None:
     git(path, "commit", "--quiet", f"--message={message}")
 
 
+def next_release(prepared: Settings, upstream: Path) -> Settings:
+    """Commit what is in `upstream` as v2.0 of one; return the settings that pin it, with its tree."""
+    git(upstream, "commit", "--quiet", "--all", "--message=Next")
+    git(upstream, "tag", "v2.0")
+    one = dataclasses.replace(prepared.source("one"), tag="v2.0", commit=git(upstream, "rev-parse", "HEAD"))
+    following = dataclasses.replace(prepared, sources=(one, prepared.source("two")))
+    remove(one.path)
+    trees.clone(following.sources, following.patches)
+    return following
+
+
 def everything(settings: Settings) -> list[str]:
     """Return all that an interrupted task must leave alone: commits, branches, records, files."""
     commands = (
@@ -56,12 +70,16 @@ def everything(settings: Settings) -> list[str]:
     return ["\n".join(sorted(output.splitlines())) for output in found]
 
 
-def next_release(prepared: Settings, upstream: Path) -> Settings:
-    """Commit what is in `upstream` as v2.0 of one; return the settings that pin it, with its tree."""
-    git(upstream, "commit", "--quiet", "--all", "--message=Next")
-    git(upstream, "tag", "v2.0")
-    one = dataclasses.replace(prepared.source("one"), tag="v2.0", commit=git(upstream, "rev-parse", "HEAD"))
-    following = dataclasses.replace(prepared, sources=(one, prepared.source("two")))
-    remove(one.path)
-    trees.clone(following.sources, following.patches)
-    return following
+def interrupt(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str, path: Path, words: str) -> None:
+    """Have Ctrl-C come right after the git command in `path` that begins with `words`."""
+    run = getattr(module, function)
+
+    def interrupted(where: Path, *arguments: str, **options: object) -> str:
+        if where != path or not " ".join(arguments).startswith(words):
+            return str(run(where, *arguments, **options))
+        monkeypatch.setattr(module, function, run)
+        with contextlib.suppress(ToolkitError):
+            run(where, *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, function, interrupted)

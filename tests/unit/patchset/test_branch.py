@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import io
@@ -22,7 +21,15 @@ from scripts.patchset import branch, series
 from scripts.pins.settings import Settings, Source
 from scripts.sources import trees
 from tests.conftest import AUTHOR, LINES, edited, git
-from tests.unit.patchset.conftest import AddPatch, commit_all, everything, files, next_release, patch_file, tree
+from tests.unit.patchset.conftest import (
+    AddPatch,
+    commit_all,
+    everything,
+    files,
+    interrupt,
+    patch_file,
+    tree,
+)
 
 
 def test_import_makes_a_branch(prepared: Settings) -> None:
@@ -254,72 +261,6 @@ def test_joined_hunks_have_as_much_context_above_as_below(blocks: Settings, tmp_
     assert files(blocks) == before
 
 
-def test_carried_over_to_a_new_release_with_conflicts(prepared: Settings, tmp_path: Path) -> None:
-    upstream = tmp_path / "upstream/one"
-    edited(upstream / "src/other.c", 10, 51)
-    following = next_release(prepared, upstream)
-    one = following.source("one")
-    before = files(prepared)
-    with pytest.raises(ToolkitError, match=r"one: conflicts in src/other\.c of .*cherry-pick --continue"):
-        branch.import_series(following, base=prepared)
-    assert "<<<<<<<" in (one.path / "src/other.c").read_text()
-    for action in (branch.import_series, branch.export_series):
-        with pytest.raises(ToolkitError, match=r"one: .* is in the middle of a `git cherry-pick`"):
-            action(following)
-    assert files(prepared) == before
-    text = (one.path / "src/other.c").read_text()
-    kept = [line for line in text.splitlines() if not line.startswith(("<<<<<<<", "=======", ">>>>>>>"))]
-    (one.path / "src/other.c").write_text("\n".join(dict.fromkeys(kept)) + "\n")
-    git(one.path, "add", "src/other.c")
-    git(one.path, "-c", "core.editor=true", "cherry-pick", "--continue")
-    branch.export_series(following)
-    assert series.apply(following)[0].action == series.Action.ALREADY
-
-
-def test_carried_over_patch_keeps_its_message_and_author(
-    prepared: Settings, add_patch: AddPatch, tmp_path: Path
-) -> None:
-    # It has a list of its files, which is no part of the message.
-    path = add_patch("one", "Fourth", {"src/main.c": [45]})
-    path.write_text(path.read_text().replace("\n---\n", "\nBecause.\n\n1 more.\n---\n", 1))
-    upstream = tmp_path / "upstream/one"
-    edited(upstream / "src/main.c", 47)
-    following = next_release(prepared, upstream)
-    branch.import_series(following, base=prepared)
-    assert git(tree(following), "log", "-1", "--format=%an %ae %at %B") == (
-        "Ann Author ann@example.org 1714979289 Fourth\n\nBecause.\n\n1 more."
-    )
-    branch.export_series(following)
-    assert "Because.\n\n1 more.\n" in patch_file(prepared, "0003").read_text()
-
-
-def test_export_from_another_release_leaves_the_line_numbers(prepared: Settings, tmp_path: Path) -> None:
-    upstream = tmp_path / "upstream/one"
-    (upstream / "src/main.c").write_text("// more\n" * 9 + "".join(LINES))
-    following = next_release(prepared, upstream)
-    before = files(prepared)
-    branch.import_series(following, base=prepared)
-    branch.export_series(following, base=prepared)
-    assert files(prepared) == before
-    branch.export_series(following, base=following)
-    assert "@@ -38,3 +38,3 @@\n line 29\n" in patch_file(prepared, "0002").read_text()
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str, path: Path, words: str) -> None:
-    """Have Ctrl-C come right after the git command in `path` that begins with `words`."""
-    run = getattr(module, function)
-
-    def interrupted(where: Path, *arguments: str, **options: object) -> str:
-        if where != path or not " ".join(arguments).startswith(words):
-            return str(run(where, *arguments, **options))
-        monkeypatch.setattr(module, function, run)
-        with contextlib.suppress(ToolkitError):
-            run(where, *arguments, **options)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, function, interrupted)
-
-
 @pytest.mark.parametrize("start", ["branch", "pin"])
 @pytest.mark.parametrize(
     ("module", "words"), [(branch, "checkout --quiet -B"), (series, "am"), (series, "checkout --quiet --detach")]
@@ -368,21 +309,6 @@ def test_import_that_fails_in_the_second_tree_leaves_the_first(prepared: Setting
     assert everything(prepared) == before
 
 
-def test_interrupted_carrying_over_leaves_the_tree(
-    prepared: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    upstream = tmp_path / "upstream/one"
-    edited(upstream / "src/other.c", 10, 51)
-    following = next_release(prepared, upstream)
-    one = following.source("one")
-    before = everything(following)
-    interrupt(monkeypatch, branch, "online", one.path, "-c merge.renames=false cherry-pick")
-    with pytest.raises(KeyboardInterrupt):
-        branch.import_series(following, base=prepared)
-    assert everything(following) == before
-    trees.check_idle(one)
-
-
 def test_export_that_was_interrupted_when_the_patches_were_written(
     prepared: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,6 +320,92 @@ def test_export_that_was_interrupted_when_the_patches_were_written(
     assert git(tree(prepared), "log", "-1", "--format=%s", trees.BRANCH) == "Fourth"
     assert not any(item.changed for item in branch.export_series(prepared))
     assert series.apply(prepared)[0].action == series.Action.ALREADY
+
+
+def test_edited_tree_is_left_alone(prepared: Settings) -> None:
+    edited(tree(prepared, "two") / "src/main.c", 7)
+    before = files(prepared)
+    with pytest.raises(ToolkitError, match=r"two: .* has uncommitted changes \(src/main\.c\)"):
+        branch.import_series(prepared)
+    with pytest.raises(ToolkitError, match=r"two: .* has uncommitted changes \(src/main\.c\): commit them"):
+        branch.export_series(prepared)
+    assert files(prepared) == before
+
+
+def test_work_that_was_not_exported_is_left_alone(prepared: Settings) -> None:
+    path = tree(prepared)
+    edited(path / "src/main.c", 7)
+    commit_all(path, "Mine")
+    with pytest.raises(ToolkitError, match=r"one: .* has commits that are not the toolkit's .*Mine"):
+        branch.import_series(prepared)
+    git(path, "checkout", "--quiet", "--detach", prepared.source("one").commit)
+    with pytest.raises(ToolkitError, match=r"one: branch series .* has commits of yours .*Mine"):
+        branch.import_series(prepared)
+
+
+def elsewhere(settings: Settings) -> Settings:
+    """Return `settings` that ask for a new tree of "one"."""
+    one = dataclasses.replace(settings.source("one"), exclude=())
+    return dataclasses.replace(settings, sources=(one, settings.source("two")))
+
+
+@pytest.mark.parametrize("detached", [False, True])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_branch_that_is_not_what_the_patches_make_is_not_removed(
+    prepared: Settings, dropped: bool, detached: bool
+) -> None:
+    path = tree(prepared)
+    if dropped:
+        git(path, "reset", "--quiet", "--hard", "HEAD~1")
+    else:
+        edited(path / "src/main.c", 7)
+        commit_all(path, "Mine")
+    if detached:
+        git(path, "checkout", "--quiet", "--detach", prepared.source("one").commit)
+    before = everything(prepared)
+    what = "branch series, which is not what the patches make" if dropped else r"\w+ Mine"
+    for refused in (
+        lambda: trees.clone(elsewhere(prepared).sources, prepared.patches),
+        lambda: trees.check_unchanged(prepared.source("one")),
+    ):
+        with pytest.raises(ToolkitError, match=rf"^one: .*/one has local changes \({what}"):
+            refused()
+    assert everything(prepared) == before
+    git(path, "checkout", "--quiet", trees.BRANCH)
+    branch.export_series(prepared)
+    assert [result.fresh for result in trees.clone(elsewhere(prepared).sources, prepared.patches)] == [True, False]
+
+
+def test_branch_that_the_patches_make_is_replaced(prepared: Settings, add_patch: AddPatch) -> None:
+    # An older series than that of the tree is the toolkit's own, too.
+    add_patch("one", "Fourth", {"README": [1]})
+    series.apply(prepared)
+    assert git(tree(prepared), "log", "-1", "--format=%s", trees.BRANCH) == "Second"
+    assert [result.fresh for result in trees.clone(elsewhere(prepared).sources, prepared.patches)] == [True, False]
+
+
+def test_tree_that_does_not_stand_on_the_pin(prepared: Settings) -> None:
+    path = tree(prepared)
+    git(path, "checkout", "--quiet", "--orphan", "other")
+    git(path, "commit", "--quiet", "--message=Alone")
+    before = files(prepared)
+    with pytest.raises(ToolkitError, match=r"one: .* does not stand on the pin .*history is too shallow"):
+        branch.export_series(prepared)
+    assert files(prepared) == before
+
+
+def test_patches_that_the_tree_was_not_made_from_are_not_overwritten(prepared: Settings) -> None:
+    path = patch_file(prepared, "0001")
+    path.write_text(path.read_text().replace("+changed 3\n", "+changed by hand\n"))
+    before = files(prepared)
+    with pytest.raises(ToolkitError, match=r"one: .*patches has changed since the import into"):
+        branch.export_series(prepared)
+    branch.import_series(prepared)
+    assert "changed by hand\n" in (tree(prepared) / "src/main.c").read_text()
+    series.revert(prepared)
+    with pytest.raises(ToolkitError, match=r"one: .* is at the pin, and would leave no patches"):
+        branch.export_series(prepared)
+    assert files(prepared) == before
 
 
 def test_merge_and_empty_commits(prepared: Settings) -> None:
