@@ -21,11 +21,12 @@ from pathlib import Path
 
 import docker
 import trustme
-from docker.errors import APIError
+from docker.errors import APIError, DockerException
 from docker.models.containers import Container
 from docker.models.networks import Network
 from docker.types import IPAMConfig, IPAMPool
-from pytest_docker.plugin import get_docker_services
+from pytest_docker.plugin import DockerComposeExecutor
+from requests.exceptions import RequestException
 
 from scripts.errors import ToolkitError
 from scripts.freeswitch.container import FreeSwitch
@@ -291,13 +292,19 @@ def _single(site: _Site, client: docker.DockerClient) -> Iterator[Lab]:
     network = client.networks.create(site.name, driver="bridge", labels=site.labels)
     network.reload()
     subnet = network.attrs["IPAM"]["Config"][0]["Subnet"]
-    container = client.containers.create(
-        site.image,
-        name=f"{site.name}-freeswitch",
-        labels=site.labels,
-        network=network.name,
-        environment=site.environment(subnet),
-    )
+    with _removed(network):
+        container = client.containers.create(
+            site.image,
+            name=f"{site.name}-freeswitch",
+            labels=site.labels,
+            network=network.name,
+            environment=site.environment(subnet),
+        )
+        with _removed(container, force=True, v=True):
+            yield from _alone(site, client, network, container)
+
+
+def _alone(site: _Site, client: docker.DockerClient, network: Network, container: Container) -> Iterator[Lab]:
     container.put_archive(CONFIGURATION, engine.tar(site.scenario.files(**site.values())))
     container.start()
     container.reload()
@@ -305,9 +312,16 @@ def _single(site: _Site, client: docker.DockerClient) -> Iterator[Lab]:
     lab = _lab(site, client, str(network.name), site.freeswitch(container, address), gateway(network))
     with _recorded(lab, site):
         yield lab
-    # If it fails before, `run` sweeps, and what is in the logs is still there.
-    container.remove(force=True, v=True)
-    network.remove()
+
+
+@contextlib.contextmanager
+def _removed(thing: Container | Network, **options: bool) -> Iterator[None]:
+    """Remove `thing` in the end. What an engine that fails leaves, it has told of, and the run sweeps."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(DockerException, RequestException):
+            thing.remove(**options)
 
 
 def _lab(site: _Site, client: docker.DockerClient, network: str, freeswitch: FreeSwitch, near: str) -> Lab:
@@ -419,12 +433,22 @@ def _certificates(directory: Path) -> None:
 @contextlib.contextmanager
 def _services(command: str, file: str, project: str) -> Iterator[None]:
     try:
-        with get_docker_services(command, file, project, "up -d", ""):
-            yield
+        _compose(command, file, project, "up -d")
+        yield
     finally:
         # Also after an `up` that failed halfway.
-        with get_docker_services(command, file, project, "down --volumes --timeout 5", ""):
-            pass
+        _compose(command, file, project, "down --volumes --timeout 5")
+
+
+def _compose(command: str, file: str, project: str, action: str) -> None:
+    """Run Docker Compose; raise ToolkitError with what it said last."""
+    try:
+        DockerComposeExecutor(command, file, project).execute(action)
+    except Exception as error:
+        # pytest-docker has none of its own for it.
+        said = [line.strip() for line in str(error).splitlines() if line.strip(" '\"`.")]
+        last = said[-1].rstrip("'\"`.") if said else type(error).__name__
+        raise ToolkitError(f"`{command} {action}` failed ({last[-300:]}): see what `docker ps` and `df` say") from None
 
 
 def _check_addresses(lab: Lab) -> None:

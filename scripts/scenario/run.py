@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -153,29 +153,22 @@ class _Session:
         """Play all parts, those without CPUs of their own at the same time: most of a case is waiting."""
         together = 1 if self.scenario.cpus else len(self.parts)
         with ThreadPoolExecutor(together, "image") as pool:
-            futures = [pool.submit(self._part, part) for part in self.parts]
-            watch = threading.Thread(target=self._watch, args=(futures,), daemon=True)
-            watch.start()
+            futures = [pool.submit(self._begin, part) for part in self.parts]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            failed = next((future.exception() for future in done if future.exception()), None)
+            failed = next((error for future in done if (error := future.exception())), None)
             if failed:
                 # The others end at once.
                 self.stopped.event.set()
-                for future in futures:
-                    future.cancel()
         if self.stopped.name:
             ended = Terminated() if self.stopped.name == SIGTERM else KeyboardInterrupt()
             raise Interrupted(f"verification broken off by {self.stopped.name}") from ended
         if failed:
             raise failed
 
-    def _watch(self, futures: Sequence[Future[None]]) -> None:
-        """When the run is broken off, begin nothing more."""
-        while not all(future.done() for future in futures):
-            if self.stopped.event.wait(0.2):
-                for future in futures:
-                    future.cancel()
-                return
+    def _begin(self, part: _Part) -> None:
+        """Play `part`, unless the run has been broken off before it."""
+        if not self.stopped.event.is_set():
+            self._part(part)
 
     def _part(self, part: _Part) -> None:
         with (

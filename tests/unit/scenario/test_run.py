@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import tarfile
 import threading
@@ -185,3 +186,32 @@ def test_all_scenarios_are_played_and_their_failures_told(settings: Settings, mo
         verify.verify(settings, "all")
     assert played == ["deaths", "kill"]
     assert str(caught.value) == "scenario 'deaths': wrong; scenario 'kill': wrong"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_has_not_begun_when_a_run_is_broken_off_never_does(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """With numbers of CPUs the parts are one after the other: the first is ended, the second never begins."""
+    began: list[str] = []
+
+    def part(self: run._Session, part: run._Part) -> None:
+        began.append(part.record.name)
+        os.kill(os.getpid(), number)
+        assert self.stopped.event.wait(60)
+
+    monkeypatch.setattr(run._Session, "_part", part)
+    nothing: Any = None
+    with Break() as stopped:
+        session = run._Session(settings, table.load("deaths"), settings.report_directory, nothing, nothing, stopped)
+        session.add(table.PATCHED)
+        with pytest.raises(run.Interrupted, match=f"broken off by {stopped_name(number)}") as caught:
+            session.play()
+    assert began == ["patched, 2 CPUs"]
+    assert isinstance(caught.value.__cause__, KeyboardInterrupt)
+    results = session.outcome("broken off").results
+    assert len(results) == 568 and {result.verdict for result in results} == {Verdict.NOT_RUN}
+
+
+def stopped_name(number: signal.Signals) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
