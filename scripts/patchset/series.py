@@ -129,11 +129,6 @@ def series_hash(settings: Settings) -> str:
     return patches_hash([patch for source in settings.sources for patch in render(settings, source)])
 
 
-def short_hash(settings: Settings) -> str:
-    """Return the first 12 digits of `series_hash`."""
-    return series_hash(settings)[:12]
-
-
 def check(settings: Settings) -> list[Outcome]:
     """Check that the series applies to the pins, whatever is in the trees now.
 

@@ -17,6 +17,7 @@ from invoke.exceptions import Exit
 
 from scripts.cli import command
 from scripts.errors import ToolkitError
+from scripts.machine.files import ROOT
 
 
 @pytest.fixture
@@ -71,12 +72,12 @@ def test_list_explains_every_task(project: Path) -> None:
         assert len(line.split()) > 3
 
 
-def test_list_is_fast(project: Path) -> None:
-    made(project)
-    run(project, "--list")
-    start = time.monotonic()
-    run(project, "--list")
-    assert time.monotonic() - start < 2
+def test_list_of_tasks_imports_none_of_the_slow_libraries() -> None:
+    """`inv --list` would take several times as long."""
+    slow = ("docker", "git", "pydantic", "jinja2", "matplotlib", "scapy", "genesis", "requests", "unidiff", "wsproto")
+    code = f"import sys, tasks; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("task", ["doctor", "base", "clone", "patch", "build", "verify", "watch", "clean", "test"])
@@ -279,10 +280,9 @@ def test_first_run_makes_the_environment(project: Path) -> None:
     assert first.returncode == 0, first.stderr
     assert first.stderr.startswith("inv: first use, making ")
     assert first.stdout.split("\n")[0] == f"--search-root|{project}|some|task"
-    start = time.monotonic()
     second = run(project, "some", "task")
+    # Nothing is made a second time.
     assert (second.stdout, second.stderr) == (first.stdout, "")
-    assert time.monotonic() - start < 2
 
     (project / ".venv/.requirements").unlink()
     (project / ".venv/bin/inv").write_text("broken")
