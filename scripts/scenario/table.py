@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from jinja2 import Environment, TemplateError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from scripts.errors import ToolkitError
 from scripts.freeswitch.container import Profile
 from scripts.machine.files import read_yaml, short
+from scripts.pins.model import Model
 from scripts.scenario import judge
 from scripts.templates import TEMPLATES, environment
 
@@ -29,20 +30,16 @@ Port = Annotated[int, Field(gt=0, lt=65533)]
 Seconds = Annotated[float, Field(ge=0, le=3600)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class _ListenerEntry(_Strict):
+class _ListenerEntry(Model):
     """`port` is for udp and tcp, tls, ws and wss are on the three after it, if `ports` says nothing else."""
 
     port: Port
-    parameters: dict[str, str] = {}
+    parameters: dict[str, str] = Field(default_factory=dict)
     ipv6: bool = False
-    ports: dict[Transport, Port] = {}
+    ports: dict[Transport, Port] = Field(default_factory=dict)
 
 
-class Wait(_Strict):
+class Wait(Model):
     """Seconds: how long a report may take, how long a wrong one has to turn up, and the same at the end of a case."""
 
     report: Seconds
@@ -50,16 +47,16 @@ class Wait(_Strict):
     end: Seconds
 
 
-class _Needs(_Strict):
+class _Needs(Model):
     """What is in scenario.yaml."""
 
     title: str
     report: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
     images: Annotated[list[Literal["patched", "stock"]], Field(min_length=1)]
     profiles: Annotated[dict[str, _ListenerEntry], Field(min_length=1)]
-    cpus: list[Annotated[int, Field(ge=1, le=1024)]] = []
-    users: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]] = []
-    environment: dict[str, str] = {}
+    cpus: list[Annotated[int, Field(ge=1, le=1024)]] = Field(default_factory=list)
+    users: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]] = Field(default_factory=list)
+    environment: dict[str, str] = Field(default_factory=dict)
     wait: Wait | None = None
 
     @field_validator("images", "cpus", "users")
@@ -73,7 +70,7 @@ class _Needs(_Strict):
 FIELDS = tuple(_Needs.model_fields)
 
 
-class _CaseEntry(_Strict):
+class _CaseEntry(Model):
     """A row of table.yaml. A step is a line or, where the images differ, a line with an outcome for each of them."""
 
     case: str
@@ -298,8 +295,3 @@ def _why(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if isinstance(part, int | str))
     return f"{where or 'it'}: {first['msg'][:1].lower()}{first['msg'][1:]}".replace("\n", " ")
-
-
-def lines(cases: Sequence[Case]) -> list[str]:
-    """Return the names of `cases`, each once."""
-    return list(dict.fromkeys(case.name for case in cases))
