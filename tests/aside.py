@@ -48,8 +48,8 @@ def parameters(item: pytest.Function) -> dict[str, Any]:
     return dict(item.callspec.params) if hasattr(item, "callspec") else {}
 
 
-def of_module(request: pytest.FixtureRequest) -> list[pytest.Function]:
-    """Return the tests of the module that asks, those that were selected."""
+def below(request: pytest.FixtureRequest) -> list[pytest.Function]:
+    """Return the tests of the module or package that asks (the scope of the fixture), those that were selected."""
     return [
-        item for item in request.session.items if isinstance(item, pytest.Function) and item.module is request.module
+        item for item in request.session.items if isinstance(item, pytest.Function) and request.node in item.listchain()
     ]

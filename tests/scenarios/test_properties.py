@@ -221,7 +221,7 @@ def side_by_side(request: pytest.FixtureRequest, labs: Callable[[int], Lab]) -> 
 
     for cpus in CPUS:
         labs(cpus)
-    items = aside.of_module(request)
+    items = aside.below(request)
     # Hypothesis reads sources, and Python 3.11's parser does not take two threads at once.
     parse, lock = ast.parse, threading.Lock()
 

@@ -109,7 +109,7 @@ def side_by_side(request: pytest.FixtureRequest, labs: Callable[[int], Lab]) -> 
     """Run the tests of the labs at the same time, one after the other in each lab."""
     with ExitStack() as stack:
         for cpus in CPUS:
-            mine = [item for item in aside.of_module(request) if aside.parameters(item).get("lab") == cpus]
+            mine = [item for item in aside.below(request) if aside.parameters(item).get("lab") == cpus]
             if mine:
                 stack.enter_context(aside.ahead(mine, partial(arguments, labs(cpus)), lanes=1))
         yield

@@ -29,7 +29,7 @@ def run(built: Settings) -> Iterator[Run]:
         yield start
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def side_by_side(request: pytest.FixtureRequest, built: Settings) -> Iterator[None]:
     """Run those tests at once that need a container of their own, and nothing else."""
 
@@ -41,7 +41,7 @@ def side_by_side(request: pytest.FixtureRequest, built: Settings) -> Iterator[No
     def is_one(item: pytest.Function) -> bool:
         return set(inspect.signature(item.function).parameters) == {"run", *aside.parameters(item)}
 
-    with aside.ahead(filter(is_one, aside.of_module(request)), arguments, LANES):
+    with aside.ahead(filter(is_one, aside.below(request)), arguments, LANES):
         yield
 
 

@@ -18,7 +18,7 @@ def arguments(item):
 
 @pytest.fixture(scope="module", autouse=True)
 def begin(request):
-    together = [item for item in aside.of_module(request) if "place" in item.fixturenames]
+    together = [item for item in aside.below(request) if "place" in item.fixturenames]
     with aside.ahead(together, arguments, 2):
         yield
 
