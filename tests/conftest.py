@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import functools
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -52,6 +53,8 @@ ALL_SAID = pytest.StashKey[list[str]]()
 WITH_DOCKER = frozenset({"engine", "image", "probe", "scenarios"})
 # The scenarios that have a lab of their own; one worker runs all others, which share theirs.
 OWN_LABS = frozenset(f"tests/scenarios/test_{name}.py" for name in ("calls", "races", "subscriptions"))
+# Its tests run side by side across its modules.
+DEPLOYMENT = "tests/image/deployment"
 # Far enough apart for three hunks.
 LINES = [f"line {number}\n" for number in range(1, 61)]
 
@@ -65,25 +68,38 @@ def git(directory: Path, *arguments: str) -> str:
     return result.stdout.strip()
 
 
-@pytest.fixture(autouse=True)
-def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the tests from the user's settings, and git from writing outside the test."""
-    for variable in list(os.environ):
-        if variable.startswith("INVOKE_"):
-            monkeypatch.delenv(variable)
+@pytest.fixture(scope="session")
+def gitconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a configuration of git with nothing of the user's but what reaches a host.
+
+    It is git's as long as the session lasts: a test that ends must not take the
+    variable away from what reads it in another thread.
+    """
+    path = tmp_path_factory.mktemp("git") / "config"
+    path.touch()
     redirections = subprocess.run(
         ["git", "config", "--global", "--get-regexp", r"^url\..*\.insteadof$"],
         capture_output=True,
         text=True,
         check=False,
     ).stdout
-    home = tmp_path_factory.mktemp("home")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(home / "gitconfig"))
-    (home / "gitconfig").touch()
-    for line in redirections.splitlines():
-        name, _, value = line.partition(" ")
-        subprocess.run(["git", "config", "--global", "--add", name, value], check=True)
-    subprocess.run(["git", "config", "--global", "uploadpack.allowFilter", "true"], check=True)
+    entries = [line.partition(" ")[::2] for line in redirections.splitlines()]
+    for name, value in [*entries, ("uploadpack.allowFilter", "true")]:
+        subprocess.run(["git", "config", "--file", str(path), "--add", name, value], check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIT_CONFIG_GLOBAL", str(path))
+        yield path
+
+
+@pytest.fixture(autouse=True)
+def isolated(gitconfig: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tests from the user's settings, and git from writing outside the test."""
+    for variable in list(os.environ):
+        if variable.startswith("INVOKE_"):
+            monkeypatch.delenv(variable)
+    own = tmp_path_factory.mktemp("home") / "gitconfig"
+    shutil.copy(gitconfig, own)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(own))
 
 
 @pytest.fixture
@@ -268,11 +284,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 class Modules(LoadScopeScheduling):
-    """Schedules by module; the modules with labs, which last longest, are one and come first."""
+    """Schedules by module; what shares labs or runs side by side is one, and what lasts longest comes first."""
 
     def _split_scope(self, nodeid: str) -> str:
         module = nodeid.partition("::")[0]
-        return "labs" if folder(nodeid) == "scenarios" and module not in OWN_LABS else module
+        if folder(nodeid) == "scenarios" and module not in OWN_LABS:
+            return "labs"
+        return DEPLOYMENT if module.startswith(f"{DEPLOYMENT}/") else module
 
 
 def pytest_testnodedown(node: WorkerController) -> None:
