@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import docker
 from docker.errors import DockerException, create_api_error_from_http_exception
 from docker.models.containers import Container
-from requests.exceptions import HTTPError, RequestException
+from requests.exceptions import HTTPError, ReadTimeout, RequestException
 
 from scripts.errors import ToolkitError
 
@@ -25,6 +25,8 @@ from scripts.errors import ToolkitError
 # somebody runs from them inherits it, and is not the toolkit's.
 LABEL = "org.freeswitch-tp-error"
 IMAGE_LABEL = {LABEL: "image"}
+# How long an engine may take to say that it is there, seconds: a busy one needs a few.
+ANSWER = 20
 # In what the engine multiplexes.
 STDOUT, FRAME_HEADER = 1, 8
 
@@ -36,11 +38,17 @@ def connect(timeout: int = 60) -> Iterator[docker.DockerClient]:
     Raises ToolkitError if the engine cannot be reached, and turns a failure of
     a later call into one.
     """
+    where = os.environ.get("DOCKER_HOST", "its socket")
     try:
-        client = docker.from_env(timeout=timeout)
+        client = docker.from_env(timeout=min(timeout, ANSWER))
         client.ping()
+        client.api.timeout = timeout
     except (DockerException, RequestException, ValueError) as error:
-        where = os.environ.get("DOCKER_HOST", "its socket")
+        if _timed_out(error):
+            raise ToolkitError(
+                f"Docker engine at {where} takes connections and does not answer",
+                "see what it waits for (`journalctl -u docker`), then restart it (`systemctl restart docker`)",
+            ) from error
         raise ToolkitError(
             f"Docker engine not reachable at {where} ({_cause(error)})",
             "start it (`systemctl start docker`), join the group docker, or set DOCKER_HOST",
@@ -161,12 +169,23 @@ def check_command() -> None:
 def _cause(error: BaseException) -> str:
     """Return the system's message at the bottom of the exceptions that led to `error`."""
     found = brief(error)
-    link: BaseException | None = error
-    while link is not None:
+    for link in _chain(error):
         if isinstance(link, OSError) and link.strerror:
             found = link.strerror
-        link = link.__cause__ or link.__context__
     return found
+
+
+def _timed_out(error: BaseException) -> bool:
+    """Return whether the engine took a connection and then said nothing."""
+    return any(isinstance(link, ReadTimeout) for link in _chain(error))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield `error` and the exceptions that led to it."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def brief(error: BaseException) -> str:
