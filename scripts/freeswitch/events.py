@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from genesis import ESLEvent, Inbound
 from genesis.exceptions import AuthenticationError, GenesisError
@@ -40,6 +40,8 @@ EXPIRE = "sofia::expire"
 UNDEFINED = "_undef_"
 # The first microsecond of the year 9999: what is later, Python can't say in every time zone.
 LATEST_US = 253_370_764_800_000_000
+# A call's event with all its variables has a few hundred lines, of less than 100 KB.
+MOST_HEADERS, LONGEST_HEADERS, LONGEST_EVENT = 4000, 1 << 20, 1 << 26
 TRANSPORTS = frozenset({"tcp", "tls", "ws", "wss"})
 CLOSE_CAUSES = frozenset({"peer-closed", "reset", "timeout", "send-error", "tls-error", "protocol-error", "local"})
 
@@ -98,21 +100,49 @@ class _Inbox(asyncio.Queue[ESLEvent]):
         super().put_nowait(item)
 
 
-class _Text:
-    """A stream of UTF-8: bytes that are none come out as U+FFFD.
+class _Stream:
+    """What FreeSWITCH sends, as genesis can take it.
 
-    What a client calls itself need not be UTF-8, and stands in what FreeSWITCH
-    lists as it came; genesis ends the connection there.
+    Bytes that are no UTF-8 come out as U+FFFD: what a client calls itself need
+    not be UTF-8, and stands in what FreeSWITCH lists as it came; genesis ends
+    the connection there. It also takes apart headers of any number, in a time
+    that grows with their square: more than an event can have raise ValueError,
+    and are in `excess`.
     """
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = reader
+        self._lines = self._size = 0
+        self._event = False
+        self.excess = ""
 
     async def readline(self) -> bytes:
-        return self._clean(await self._reader.readline())
+        line = await self._reader.readline()
+        if line.strip():
+            self._lines, self._size = self._lines + 1, self._size + len(line)
+            self._limit(self._lines, self._size)
+            self._event |= line.lower().startswith(b"content-type: text/event-")
+        else:
+            self._lines = self._size = 0
+        return self._clean(line)
 
     async def readexactly(self, count: int) -> bytes:
-        return self._clean(await self._reader.readexactly(count))
+        if self._event and count > LONGEST_EVENT:
+            self._refuse(f"an event of {count} bytes")
+        data = await self._reader.readexactly(count)
+        if self._event:
+            headers = data.partition(b"\n\n")[0]
+            self._limit(headers.count(b"\n"), len(headers))
+        self._event = False
+        return self._clean(data)
+
+    def _limit(self, lines: int, size: int) -> None:
+        if lines > MOST_HEADERS or size > LONGEST_HEADERS:
+            self._refuse(f"an event with more than {MOST_HEADERS} headers, or {LONGEST_HEADERS} bytes of them")
+
+    def _refuse(self, excess: str) -> NoReturn:
+        self.excess = excess
+        raise ValueError(excess)
 
     @staticmethod
     def _clean(data: bytes) -> bytes:
@@ -135,7 +165,7 @@ class _Connection(Inbound):
         self.ended = asyncio.Event()
 
     async def handler(self) -> None:
-        self.reader = self.reader and _Text(self.reader)
+        self.reader = self.reader and _Stream(self.reader)
         try:
             # A message cut off in the middle is the end of the connection too.
             with contextlib.suppress(asyncio.IncompleteReadError, OSError, ValueError):
@@ -215,6 +245,8 @@ class Subscriber:
             yield await self.get()
 
     def _lost(self) -> ConnectionLost:
+        if excess := getattr(self._client.reader, "excess", ""):
+            return ConnectionLost(f"{self._address} sent {excess}: is it an event socket?")
         return ConnectionLost(f"lost the event socket at {self._address}: is FreeSWITCH still running?")
 
     async def _connect(self) -> None:
