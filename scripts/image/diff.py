@@ -75,7 +75,7 @@ def show(first: str, second: str, console: Console | None = None) -> bool:
 def compare(first: str, second: str) -> list[Difference]:
     """Return in which files and settings two images differ, in the order of the paths."""
     with engine.connect(timeout=600) as client:
-        mine, other = (_find(client, name) for name in (first, second))
+        mine, other = _find(client, first, second)
         if mine.id == other.id:
             return []
         return [*_configuration(mine.attrs, other.attrs), *_files(files(client, mine.id), files(client, other.id))]
@@ -109,11 +109,16 @@ def files(client: docker.DockerClient, name: str) -> dict[str, File]:
         container.remove(v=True)
 
 
-def _find(client: docker.DockerClient, name: str) -> docker.models.images.Image:
-    try:
-        return client.images.get(name)
-    except ImageNotFound:
-        raise ToolkitError(f"there is no image {name} on this machine: build or pull it") from None
+def _find(client: docker.DockerClient, *names: str) -> list[docker.models.images.Image]:
+    found, missing = [], []
+    for name in names:
+        try:
+            found.append(client.images.get(name))
+        except ImageNotFound:
+            missing.append(name)
+    if missing:
+        raise ToolkitError(f"there is no image {' and no image '.join(missing)} on this machine", "build or pull it")
+    return found
 
 
 def _file(archive: tarfile.TarFile, member: tarfile.TarInfo) -> File:

@@ -65,6 +65,8 @@ def test_image_and_itself(built: Settings) -> None:
     assert diff.show(f"{built.image}:stock", f"{built.image}:stock", console)
     with pytest.raises(ToolkitError, match="there is no image nothing:here on this machine"):
         diff.compare("nothing:here", f"{built.image}:stock")
+    with pytest.raises(ToolkitError, match="there is no image nothing:here and no image nor:this on this machine"):
+        diff.compare("nothing:here", "nor:this")
 
 
 def test_info_as_json(built: Settings, capsys: pytest.CaptureFixture[str]) -> None:
