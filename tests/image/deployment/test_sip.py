@@ -36,6 +36,8 @@ def test_defaults(run: Run) -> None:
         "600",
         "600",
     ]
+    # FreeSWITCH renames what does not suit it, and makes another.
+    assert node.shell("ls /run/freeswitch/tls")[1].split() == ["dtls-srtp.pem", "wss.pem"]
     # Every module that is loaded has what it needs.
     assert not [line for line in node.log().splitlines() if "[ERR]" in line or "[CRIT]" in line]
     # Before it has a log, FreeSWITCH prints what goes wrong: that it may not have the priority of real time.

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509 import load_pem_x509_certificate
 
 from scripts.image import build
 from tests.unit.image.parts import PREFIX, Parts
@@ -267,6 +270,22 @@ def test_certificates(parts: Parts) -> None:
     other = trustme.CA().issue_cert("example.test")
     (parts.root / "tls.key").write_text(other.private_key_pem.bytes().decode())
     assert "is not the key of the first certificate in" in parts.refusal("check_tls", **given)
+
+
+def test_certificate_that_nobody_gives_is_made_once(parts: Parts) -> None:
+    """By FreeSWITCH it would be, with a key that takes it seconds."""
+    path = parts.run_directory / "tls/wss.pem"
+    assert parts.loaded("write_certificates").returncode == 0
+    written = path.read_bytes()
+    key, certificate = load_pem_private_key(written, None), load_pem_x509_certificate(written)
+    assert isinstance(key, EllipticCurvePrivateKey)
+    assert key.public_key() == certificate.public_key()
+    assert parts.loaded("write_certificates").returncode == 0
+    assert path.read_bytes() == written
+    path.unlink()
+    parts.command("openssl", "exit 1")
+    assert parts.loaded("write_certificates").returncode == 0
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

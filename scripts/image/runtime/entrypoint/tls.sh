@@ -47,6 +47,14 @@ write_certificates() {
 			write_chain
 		} > "$run/tls/cafile.pem"
 	fi
+	[ -e "$run/tls/wss.pem" ] || make_certificate "$run/tls/wss.pem"
+}
+
+# MSRP wants one, too. What is missing FreeSWITCH makes itself, with an RSA key of
+# 4096 bits, which takes seconds of each start. Of dtls-srtp.pem it takes no other.
+make_certificate() {
+	openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -sha256 -days 36500 \
+		-subj /C=US/CN=FreeSWITCH -keyout "$1" -out "$1" 2>/dev/null || rm -f "$1"
 }
 
 # Print the intermediate certificates of TLS_CERT_FILE. The stack sends its own
