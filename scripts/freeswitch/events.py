@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from genesis import ESLEvent, Inbound
 from genesis.exceptions import AuthenticationError, GenesisError
+from genesis.parser import parse_headers
 from rich import get_console
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +43,10 @@ UNDEFINED = "_undef_"
 LATEST_US = 253_370_764_800_000_000
 # A call's event with all its variables has a few hundred lines, of less than 100 KB.
 MOST_HEADERS, LONGEST_HEADERS, LONGEST_EVENT = 4000, 1 << 20, 1 << 26
+# What is registered in a large cluster.
+LONGEST_ANSWER = 1 << 30
+# In the content of messages of all other types genesis looks for headers, and of this one for nothing else.
+BARE, PLAIN = frozenset({"api/response", "text/rude-rejection", "log/data"}), "text/event-plain"
 TRANSPORTS = frozenset({"tcp", "tls", "ws", "wss"})
 CLOSE_CAUSES = frozenset({"peer-closed", "reset", "timeout", "send-error", "tls-error", "protocol-error", "local"})
 
@@ -105,40 +110,53 @@ class _Stream:
 
     Bytes that are no UTF-8 come out as U+FFFD: what a client calls itself need
     not be UTF-8, and stands in what FreeSWITCH lists as it came; genesis ends
-    the connection there. It also takes apart headers of any number, in a time
-    that grows with their square: more than an event can have raise ValueError,
-    and are in `excess`.
+    the connection there. It also takes apart any number of headers, in a time
+    that grows with their square, and so for each line that continues one.
+    FreeSWITCH sends neither: it raises ValueError, and `excess` says what it was.
     """
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = reader
-        self._lines = self._size = 0
-        self._event = False
+        # The headers of the message that is being read, and the type of the last one.
+        self._head = ""
+        self._lines = 0
+        self._type = ""
         self.excess = ""
 
     async def readline(self) -> bytes:
-        line = await self._reader.readline()
-        if line.strip():
-            self._lines, self._size = self._lines + 1, self._size + len(line)
-            self._limit(self._lines, self._size)
-            self._event |= line.lower().startswith(b"content-type: text/event-")
-        else:
-            self._lines = self._size = 0
-        return self._clean(line)
+        line = self._clean(await self._reader.readline())
+        text = line.decode()
+        before, self._head = self._head, self._head + text
+        # Just where genesis sees the end.
+        if self._head.endswith(("\n\n", "\r\n\r\n")):
+            self._type = str(parse_headers(self._head).get("Content-Type", ""))
+            self._head, self._lines = "", 0
+        elif before or text.strip():
+            self._lines += self._headers(text)
+            self._limit(self._lines, len(self._head))
+        return line
 
     async def readexactly(self, count: int) -> bytes:
-        if self._event and count > LONGEST_EVENT:
-            self._refuse(f"an event of {count} bytes")
-        data = await self._reader.readexactly(count)
-        if self._event:
-            headers = data.partition(b"\n\n")[0]
-            self._limit(headers.count(b"\n"), len(headers))
-        self._event = False
-        return self._clean(data)
+        limit = LONGEST_ANSWER if self._type in BARE else LONGEST_EVENT
+        if count > limit:
+            self._refuse(f"a message of {count} bytes")
+        data = self._clean(await self._reader.readexactly(count))
+        if self._type not in BARE:
+            headers, end, _ = data.decode().partition("\n\n")
+            if end or self._type == PLAIN:
+                self._limit(self._headers(headers), len(headers))
+        return data
+
+    def _headers(self, text: str) -> int:
+        """Return how many headers there are in `text`; refuse a line that continues one."""
+        lines = text.splitlines()
+        if not all(": " in line for line in lines):
+            self._refuse("a header of more than one line")
+        return len(lines)
 
     def _limit(self, lines: int, size: int) -> None:
         if lines > MOST_HEADERS or size > LONGEST_HEADERS:
-            self._refuse(f"an event with more than {MOST_HEADERS} headers, or {LONGEST_HEADERS} bytes of them")
+            self._refuse(f"a message with more than {MOST_HEADERS} headers, or {LONGEST_HEADERS} bytes of them")
 
     def _refuse(self, excess: str) -> NoReturn:
         self.excess = excess

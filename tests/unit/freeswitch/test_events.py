@@ -56,6 +56,11 @@ def wire(headers: dict[str, str], body: str = "") -> bytes:
     return f"Content-Length: {len(text)}\nContent-Type: text/event-plain\n\n{text}".encode()
 
 
+def message(content: bytes, kind: bytes = b"text/event-plain") -> bytes:
+    """Return a message of the type `kind`."""
+    return b"Content-Type: %b\nContent-Length: %d\n\n%b" % (kind, len(content), content)
+
+
 class FakeEventSocket:
     """A FreeSWITCH of a few lines. `script` is run after the subscription."""
 
@@ -297,11 +302,18 @@ def test_lost_connection_comes_after_the_events_before_it(last: bytes) -> None:
     ("last", "words"),
     [
         pytest.param(wire({f"x-{number}": "1" for number in range(5000)}), "more than 4000 headers", id="headers"),
-        pytest.param(wire({"x": "1"} | {f"x\n{number}": "" for number in range(5000)}), "headers", id="continued"),
+        pytest.param(message(b"x: 1\nand more\n\n"), "more than one line", id="continued"),
+        pytest.param(message(b"x: " + b"%" * 60_000 + b"\n" + b"a\n" * 3900), "more than one line", id="unquoted"),
+        pytest.param(message(b"x: " + b"a\r" * 500_000), "more than one line", id="other ends of lines"),
+        pytest.param(message(b"x: 1\x0b" * 5000 + b"\n\n"), "more than 4000 headers", id="many ends of lines"),
+        pytest.param(message(b"x: 1\n" * 5000 + b"\n", b"command/reply"), "more than 4000 headers", id="reply"),
+        pytest.param(message(b"x: 1\n" * 5000 + b"\n", b" text%2Fevent-plain"), "more than 4000", id="quoted type"),
+        pytest.param((b"x: 1\n" * 3000 + b" \n") * 2, "more than one line", id="no end"),
+        pytest.param((b"x: 1\n" * 3000 + b"\r\n") * 2, "more than one line", id="other end"),
         pytest.param(b"x: 1\n" * 5000 + b"\n", "more than 4000 headers", id="own headers"),
         pytest.param(wire({"x": "1" * (1 << 20)}), "1048576 bytes", id="long"),
         pytest.param(
-            b"Content-Type: text/event-plain\nContent-Length: 99999999999\n\n", "event of 99999999999", id="length"
+            b"Content-Type: text/event-plain\nContent-Length: 99999999999\n\n", "message of 99999999999", id="length"
         ),
     ],
 )
@@ -315,6 +327,19 @@ def test_event_that_no_freeswitch_sends_ends_the_connection(last: bytes, words: 
         assert (await client.get(10)).get("from-user") == "alice"
         with pytest.raises(ConnectionLost, match=words):
             await client.get(10)
+
+    use(FakeEventSocket(script), action)
+
+
+def test_answer_is_not_looked_at() -> None:
+    """It may have as many lines as it likes, whatever came before."""
+    answer = b"Content-Type: text/event-plain\n\n" + b"no header\r" * 10_000
+
+    async def script(server: FakeEventSocket) -> None:
+        await server.send(b"Content-Type: text/event-plain\n\n" + message(answer, b"api/response") + wire(REPORT))
+
+    async def action(client: Subscriber) -> None:
+        assert (await client.get(10)).get("from-user") == "alice"
 
     use(FakeEventSocket(script), action)
 
