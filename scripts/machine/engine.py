@@ -8,6 +8,7 @@ import platform
 import shutil
 import struct
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from scripts.errors import ToolkitError
 # somebody runs from them inherits it, and is not the toolkit's.
 LABEL = "org.freeswitch-tp-error"
 IMAGE_LABEL = {LABEL: "image"}
-# How long an engine may take to say that it is there, seconds: a busy one needs a few.
+# How long an engine may take for each of the two answers that say that it is there, seconds: a busy one needs a few.
 ANSWER = 20
 # In what the engine multiplexes.
 STDOUT, FRAME_HEADER = 1, 8
@@ -39,18 +40,20 @@ def connect(timeout: int = 60) -> Iterator[docker.DockerClient]:
     a later call into one.
     """
     where = os.environ.get("DOCKER_HOST", "its socket")
+    # What the caller is just dealing with is no cause of what fails here.
+    outside = sys.exc_info()[1]
     try:
         client = docker.from_env(timeout=min(timeout, ANSWER))
         client.ping()
         client.api.timeout = timeout
     except (DockerException, RequestException, ValueError) as error:
-        if _timed_out(error):
+        if _timed_out(error, outside):
             raise ToolkitError(
                 f"Docker engine at {where} takes connections and does not answer",
-                "see what it waits for (`journalctl -u docker`), then restart it (`systemctl restart docker`)",
+                "see what it waits for (`journalctl -u docker` on its host), and restart it there if it hangs",
             ) from error
         raise ToolkitError(
-            f"Docker engine not reachable at {where} ({_cause(error)})",
+            f"Docker engine not reachable at {where} ({_cause(error, outside)})",
             "start it (`systemctl start docker`), join the group docker, or set DOCKER_HOST",
         ) from error
     try:
@@ -166,24 +169,24 @@ def check_command() -> None:
         raise ToolkitError("there is no docker command", "install Docker (`apt-get install docker.io`)")
 
 
-def _cause(error: BaseException) -> str:
+def _cause(error: BaseException, outside: BaseException | None) -> str:
     """Return the system's message at the bottom of the exceptions that led to `error`."""
     found = brief(error)
-    for link in _chain(error):
+    for link in _chain(error, outside):
         if isinstance(link, OSError) and link.strerror:
             found = link.strerror
     return found
 
 
-def _timed_out(error: BaseException) -> bool:
+def _timed_out(error: BaseException, outside: BaseException | None) -> bool:
     """Return whether the engine took a connection and then said nothing."""
-    return any(isinstance(link, ReadTimeout) for link in _chain(error))
+    return any(isinstance(link, ReadTimeout) for link in _chain(error, outside))
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield `error` and the exceptions that led to it."""
+def _chain(error: BaseException, outside: BaseException | None) -> Iterator[BaseException]:
+    """Yield `error` and the exceptions that led to it, up to `outside`."""
     link: BaseException | None = error
-    while link is not None:
+    while link is not None and link is not outside:
         yield link
         link = link.__cause__ or link.__context__
 
