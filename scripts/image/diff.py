@@ -115,9 +115,9 @@ def _find(client: docker.DockerClient, *names: str) -> list[docker.models.images
         try:
             found.append(client.images.get(name))
         except ImageNotFound:
-            missing.append(name)
+            missing.append(f"no image {name}")
     if missing:
-        raise ToolkitError(f"there is no image {' and no image '.join(missing)} on this machine", "build or pull it")
+        raise ToolkitError(f"there is {' and '.join(dict.fromkeys(missing))} on this machine", "build or pull it")
     return found
 
 
