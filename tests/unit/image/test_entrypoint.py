@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -272,20 +273,28 @@ def test_certificates(parts: Parts) -> None:
     assert "is not the key of the first certificate in" in parts.refusal("check_tls", **given)
 
 
-def test_certificate_that_nobody_gives_is_made_once(parts: Parts) -> None:
+def test_certificate_that_nobody_gives_is_made(parts: Parts) -> None:
     """By FreeSWITCH it would be, with a key that takes it seconds."""
-    path = parts.run_directory / "tls/wss.pem"
-    assert parts.loaded("write_certificates").returncode == 0
-    written = path.read_bytes()
+    directory = parts.run_directory / "tls"
+    directory.mkdir()
+    for name in ("agent.pem", "cafile.pem", "wss.pem"):
+        (directory / name).write_text("of an earlier start\n")
+    assert parts.loaded("write_certificates", OPENSSL_CONF="/nowhere").returncode == 0
+    assert [path.name for path in directory.iterdir()] == ["wss.pem"]
+    written = (directory / "wss.pem").read_bytes()
     key, certificate = load_pem_private_key(written, None), load_pem_x509_certificate(written)
     assert isinstance(key, EllipticCurvePrivateKey)
     assert key.public_key() == certificate.public_key()
+
+
+@pytest.mark.parametrize("script", ["exit 1", "exec /usr/bin/touch $run/tls/wss.pem.new"])
+def test_certificate_that_cannot_be_made_is_left_to_freeswitch(parts: Parts, script: str) -> None:
+    """Also on a full disk, which leaves an empty file, and is no error for openssl."""
+    openssl = shutil.which("openssl")
+    made = script.replace("$run", str(parts.run_directory))
+    parts.command("openssl", f'case $1 in req) {made} ;; *) exec {openssl} "$@" ;; esac')
     assert parts.loaded("write_certificates").returncode == 0
-    assert path.read_bytes() == written
-    path.unlink()
-    parts.command("openssl", "exit 1")
-    assert parts.loaded("write_certificates").returncode == 0
-    assert not path.exists()
+    assert list((parts.run_directory / "tls").iterdir()) == []
 
 
 @pytest.mark.parametrize(

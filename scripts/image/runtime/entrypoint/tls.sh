@@ -46,15 +46,24 @@ write_certificates() {
 			cat -- "${TLS_CLIENT_CA_FILE:-/etc/ssl/certs/ca-certificates.crt}"
 			write_chain
 		} > "$run/tls/cafile.pem"
+	else
+		# What an earlier start was given is no longer for use.
+		rm -f "$run/tls/agent.pem" "$run/tls/cafile.pem" "$run/tls/wss.pem"
+		make_certificate "$run/tls/wss.pem"
 	fi
-	[ -e "$run/tls/wss.pem" ] || make_certificate "$run/tls/wss.pem"
 }
 
 # MSRP wants one, too. What is missing FreeSWITCH makes itself, with an RSA key of
 # 4096 bits, which takes seconds of each start. Of dtls-srtp.pem it takes no other.
 make_certificate() {
-	openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -sha256 -days 36500 \
-		-subj /C=US/CN=FreeSWITCH -keyout "$1" -out "$1" 2>/dev/null || rm -f "$1"
+	# A full disk is no error for openssl, and an empty file is none for FreeSWITCH.
+	if OPENSSL_CONF=/dev/null openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -sha256 \
+		-days 36500 -subj /C=US/CN=FreeSWITCH -keyout "$1.new" -out "$1.new" 2>/dev/null &&
+		openssl x509 -in "$1.new" -noout 2>/dev/null && openssl pkey -in "$1.new" -passin pass: -noout 2>/dev/null; then
+		mv "$1.new" "$1"
+	else
+		rm -f "$1.new"
+	fi
 }
 
 # Print the intermediate certificates of TLS_CERT_FILE. The stack sends its own
