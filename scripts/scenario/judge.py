@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from scripts.errors import ToolkitError
 from scripts.freeswitch.events import CLOSE_CAUSES, REGISTER, UNREGISTER, Event, parse
@@ -126,6 +127,15 @@ class Scene:
     # Nobody else is there: what comes about others is wrong, too.
     alone: bool = False
 
+    @cached_property
+    def registered(self) -> Mapping[tuple[str, str, str], Event]:
+        """The last event of each registration, by user, Call-ID and port of the far end."""
+        return {
+            (event.get("from-user"), event.get("call-id"), event.get("network-port")): event
+            for event in self.history
+            if event.subclass == REGISTER
+        }
+
     def reports(self, events: Sequence[Event]) -> list[Event]:
         return [event for event in events if event.subclass == self.subclass and event.get("from-user") in self.users]
 
@@ -194,17 +204,7 @@ def _report(event: Event, left: int, causes: frozenset[str], scene: Scene, stage
     except ToolkitError as error:
         return [str(error)]
     alias = scene.users[found.from_user]
-    registered = next(
-        (
-            item
-            for item in reversed(scene.history)
-            if item.subclass == REGISTER
-            and item.get("from-user") == found.from_user
-            and item.get("call-id") == found.call_id
-            and item.get("network-port") == str(found.network_port)
-        ),
-        None,
-    )
+    registered = scene.registered.get((found.from_user, found.call_id, str(found.network_port)))
     if registered is None:
         return [f"report for {alias} with Call-ID {found.call_id}, port {found.network_port}: never registered"]
     wanted: dict[str, tuple[object, object]] = {name: (event.get(name), registered.get(name)) for name in SHARED}
