@@ -105,7 +105,7 @@ class _Inbox(asyncio.Queue[ESLEvent]):
         super().put_nowait(item)
 
 
-class _Stream:
+class _BoundedReader:
     """What FreeSWITCH sends, as genesis can take it.
 
     Bytes that are no UTF-8 come out as U+FFFD: what a client calls itself need
@@ -183,7 +183,7 @@ class _Connection(Inbound):
         self.ended = asyncio.Event()
 
     async def handler(self) -> None:
-        self.reader = self.reader and _Stream(self.reader)
+        self.reader = self.reader and _BoundedReader(self.reader)
         try:
             # A message cut off in the middle is the end of the connection too.
             with contextlib.suppress(asyncio.IncompleteReadError, OSError, ValueError):
