@@ -28,7 +28,7 @@ SEED = int(os.environ.get("TOOLKIT_FUZZ_SEED", "20261123"))
 LIMIT = 10.0
 # Of a connection, in bytes: what the kernel has taken in, a stack that a client has blocked still works off. With the
 # usual megabytes of requests for new keys that takes a stack with AddressSanitizer 10 s.
-BUFFERS = {"tcp_rmem": "4096 131072 262144", "tcp_wmem": "4096 16384 262144"}
+BUFFERS = {"tcp_wmem": "4096 16384 262144"}
 PEER, RESET = ("peer-closed", 0), ("reset", 104)
 TLS, PROTOCOL = ("tls-error", 5), ("protocol-error", 71)
 # What the end of a connection that ended in such a way must be called, on each protocol or on one.
