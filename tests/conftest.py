@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest import runner
 from docker.errors import BuildError
 from rich.console import Console
 from xdist.remote import Producer
@@ -273,6 +274,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let the death matrix write its report, and Ctrl-C reach what the tests start."""
     # A shell has what it starts in the background ignore SIGINT, and that is inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Requests reads the environment for each call, also in another thread while pytest takes the variable away.
+    setattr(runner, "_update_current_test_var", lambda *_: None)  # noqa: B010
     config.pluginmanager.register(Plugin(), "death-matrix")
     config.stash[RACES] = {}
     config.stash[ALL_SAID] = []
