@@ -124,8 +124,7 @@ class _BoundedReader:
         self.excess = ""
 
     async def readline(self) -> bytes:
-        line = self._clean(await self._reader.readline())
-        text = line.decode()
+        text = (await self._reader.readline()).decode("utf-8", "replace")
         before, self._head = self._head, self._head + text
         # Just where genesis sees the end.
         if self._head.endswith(("\n\n", "\r\n\r\n")):
@@ -134,18 +133,18 @@ class _BoundedReader:
         elif before or text.strip():
             self._lines += self._headers(text)
             self._limit(self._lines, len(self._head))
-        return line
+        return text.encode()
 
     async def readexactly(self, count: int) -> bytes:
         limit = LONGEST_ANSWER if self._type in BARE else LONGEST_EVENT
         if count > limit:
             self._refuse(f"a message of {count} bytes")
-        data = self._clean(await self._reader.readexactly(count))
+        text = (await self._reader.readexactly(count)).decode("utf-8", "replace")
         if self._type not in BARE:
-            headers, end, _ = data.decode().partition("\n\n")
+            headers, end, _ = text.partition("\n\n")
             if end or self._type == PLAIN:
                 self._limit(self._headers(headers), len(headers))
-        return data
+        return text.encode()
 
     def _headers(self, text: str) -> int:
         """Return how many headers there are in `text`; refuse a line that continues one."""
@@ -161,10 +160,6 @@ class _BoundedReader:
     def _refuse(self, excess: str) -> NoReturn:
         self.excess = excess
         raise ValueError(excess)
-
-    @staticmethod
-    def _clean(data: bytes) -> bytes:
-        return data.decode("utf-8", "replace").encode()
 
 
 class _Connection(Inbound):
