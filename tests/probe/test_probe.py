@@ -26,9 +26,9 @@ INPUTS = int(os.environ.get("TOOLKIT_FUZZ_INPUTS", "2000"))
 SEED = int(os.environ.get("TOOLKIT_FUZZ_SEED", "20261123"))
 # Generous: a busy machine is not a fault. The fuzzer's own default is 1 s.
 LIMIT = 10.0
-# Of a connection, in bytes: what the kernel has taken in, a stack that a client has blocked still works off. With the
-# usual megabytes of requests for new keys that takes a stack with AddressSanitizer 10 s.
-BUFFERS = {"tcp_wmem": "4096 16384 262144"}
+# What a connection may have to send, in bytes: so many answers to requests for new keys a stack still writes once its
+# client is blocked. With the usual megabytes that takes one with AddressSanitizer 9 s.
+SEND_BUFFER = "net.ipv4.tcp_wmem=4096 16384 262144"
 PEER, RESET = ("peer-closed", 0), ("reset", 104)
 TLS, PROTOCOL = ("tls-error", 5), ("protocol-error", 71)
 # What the end of a connection that ended in such a way must be called, on each protocol or on one.
@@ -133,9 +133,7 @@ def probe(stage: tuple[Settings, str], tmp_path_factory: pytest.TempPathFactory)
 
 def run(tag: str, *command: str, timeout: int = 900, save: Path | None = None) -> Any:
     """Run a module of the tests in a container of the probe and return what it printed."""
-    options = ["--rm", "--label", f"{LABEL}=true", "--cap-add", "NET_ADMIN"]
-    for name, sizes in BUFFERS.items():
-        options += ["--sysctl", f"net.ipv4.{name}={sizes}"]
+    options = ["--rm", "--label", f"{LABEL}=true", "--cap-add", "NET_ADMIN", "--sysctl", SEND_BUFFER]
     if save:
         options += ["--volume", f"{save}:/tmp/failed"]
     result = docker("run", *options, tag, "python3", "-m", *command, timeout=timeout)
