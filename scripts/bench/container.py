@@ -189,10 +189,7 @@ class DockerHost:
         return self
 
     def __exit__(self, *_: object) -> None:
-        filters = {"label": f"{LABEL}.run={self.id}"}
-        for container in self.client.containers.list(all=True, filters=filters, ignore_removed=True):
-            with contextlib.suppress(NotFound):
-                container.remove(force=True, v=True)
+        engine.remove(self.client, f"{LABEL}.run={self.id}")
 
     @contextlib.contextmanager
     def run(self, variant: Variant) -> Iterator[FreeSwitchContainer]:

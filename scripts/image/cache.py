@@ -96,7 +96,7 @@ def _made(client: DockerClient, name: str) -> dict[str, Image]:
 
 def _tags(client: DockerClient, repository: str) -> list[str]:
     """Return the tags of `repository` on this machine, sorted."""
-    every = (tag for image in client.images.list(name=repository) for tag in image.tags)
+    every = (tag for image in engine.images(client, repository) for tag in image.tags)
     return sorted(tag for tag in every if tag.rpartition(":")[0] == repository)
 
 

@@ -84,7 +84,7 @@ def _base_digest(name: str) -> str:
         return name.partition("@")[2]
     try:
         with engine.connect() as client:
-            known = client.images.get(name).attrs["RepoDigests"] if client.images.list(name=name) else []
+            known = client.images.get(name).attrs["RepoDigests"]
     except ToolkitError:
         return ""
     return next((digest.partition("@")[2] for digest in known or ()), "")

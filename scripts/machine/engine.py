@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import docker
-from docker.errors import DockerException, create_api_error_from_http_exception
+from docker.errors import APIError, DockerException, NotFound, create_api_error_from_http_exception
 from docker.models.containers import Container
+from docker.models.images import Image
 from requests.exceptions import HTTPError, ReadTimeout, RequestException
 
 from scripts.errors import ToolkitError
@@ -73,6 +74,54 @@ def versions(client: docker.DockerClient) -> dict[str, str]:
         "host": client.info().get("OperatingSystem", "unknown"),
         "python": platform.python_version(),
     }
+
+
+def containers(client: docker.DockerClient, label: str = "") -> list[Container]:
+    """Return the containers with `label` ("name" or "name=value"), running or not; all of them without one.
+
+    The engine is asked for a list and then for each: what is removed meanwhile is left out.
+    """
+    filters = {"label": label} if label else {}
+    return list(client.containers.list(all=True, filters=filters, ignore_removed=True))
+
+
+def images(client: docker.DockerClient, name: str = "", label: str = "") -> list[Image]:
+    """Return the images called `name` (a repository or a reference) and with `label`, without what goes meanwhile."""
+    found = []
+    for known in client.api.images(name=name or None, filters={"label": label} if label else {}):
+        with suppress(NotFound):
+            found.append(client.images.get(known["Id"]))
+    return found
+
+
+def remove(client: docker.DockerClient, label: str) -> list[str]:
+    """Remove the containers and networks with `label`; return them, as "container NAME" or "network NAME".
+
+    What somebody else removes at the same time is not among them. Raises
+    DockerException if the engine refuses.
+    """
+    removed = []
+    for container in containers(client, label):
+        with _unless_gone():
+            container.remove(force=True, v=True)
+            removed.append(f"container {container.name}")
+    for network in client.networks.list(filters={"label": label}):
+        with _unless_gone():
+            network.remove()
+            removed.append(f"network {network.name}")
+    return removed
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    """Ignore that the engine no longer has what it is to remove, or is removing it just now."""
+    try:
+        yield
+    except NotFound:
+        pass
+    except APIError as error:
+        if "already in progress" not in brief(error):
+            raise
 
 
 def run(image: str, command: Sequence[str], user: str = "") -> tuple[int, str]:

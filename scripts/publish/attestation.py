@@ -23,7 +23,7 @@ from in_toto_attestation.v1.statement import Statement
 from scripts.errors import ToolkitError
 from scripts.image import cache
 from scripts.image.provenance import OCI
-from scripts.machine import git
+from scripts.machine import engine, git
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings, Source
@@ -104,7 +104,7 @@ def _base(base: str, client: DockerClient, image: Image) -> list[dict[str, Any]]
     """Return the base image `base`, as the labels of `image` or, failing that, this machine know it."""
     name, digest = image.labels.get(BASE_NAME, base), image.labels.get(BASE_DIGEST, "")
     if not digest:
-        known = client.images.list(name=base)
+        known = engine.images(client, base)
         digest = str(known[0].id) if known else ""
     return [{"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}] if digest else []
 

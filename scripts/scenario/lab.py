@@ -468,7 +468,7 @@ def _check_addresses(lab: Lab) -> None:
 def _of_project(site: _Site, client: docker.DockerClient, project: str, ipv6: str) -> Lab:
     def container(service: str) -> Container | None:
         labels = [f"com.docker.compose.project={project}", f"com.docker.compose.service={service}"]
-        found = client.containers.list(filters={"label": labels})
+        found = client.containers.list(filters={"label": labels}, ignore_removed=True)
         return found[0] if found else None
 
     def switch(service: str, address6: str) -> FreeSwitch | None:

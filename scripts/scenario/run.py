@@ -247,14 +247,8 @@ def play(place: Lab, kept: Record, case: Case) -> list[str] | None:
 
 def sweep(client: docker.DockerClient, run_id: str) -> list[str]:
     """Remove the run's containers and networks; return what failed, as lines."""
-    filters = {"label": f"{RUN_LABEL}={run_id}"}
     try:
-        for container in client.containers.list(all=True, filters=filters, ignore_removed=True):
-            with contextlib.suppress(NotFound):
-                container.remove(force=True, v=True)
-        for network in client.networks.list(filters=filters):
-            with contextlib.suppress(NotFound):
-                network.remove()
+        engine.remove(client, f"{RUN_LABEL}={run_id}")
     except (DockerException, RequestException) as error:
         return [f"can't remove the containers of this run ({engine.brief(error)}): `inv clean --no-sources` does"]
     return []

@@ -53,20 +53,13 @@ def _check_trees(sources: Sequence[Source], force: bool) -> None:
 
 
 def _clean_engine(label: str, images: bool) -> list[str]:
-    removed = []
-    # By its value: the containers that others run from the images have the label, too.
-    mine = {"label": f"{label}=true"}
     with engine.connect() as client:
-        for container in client.containers.list(all=True, filters=mine):
-            container.remove(force=True, v=True)
-            removed.append(f"removed container {container.name}")
-        for network in client.networks.list(filters=mine):
-            network.remove()
-            removed.append(f"removed network {network.name}")
+        # By its value: the containers that others run from the images have the label, too.
+        removed = [f"removed {name}" for name in engine.remove(client, f"{label}=true")]
         if not images:
             return removed
-        users = {str(container.attrs["Image"]): str(container.name) for container in client.containers.list(all=True)}
-        for image in client.images.list(filters={"label": label}):
+        users = {str(container.attrs["Image"]): str(container.name) for container in engine.containers(client)}
+        for image in engine.images(client, label=label):
             name = ", ".join(image.tags) or image.short_id
             if user := users.get(str(image.id)):
                 removed.append(f"kept image {name}: container {user} was made of it")

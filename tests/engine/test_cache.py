@@ -14,6 +14,7 @@ from rich.console import Console
 
 from scripts.errors import ToolkitError
 from scripts.image import build, cache
+from scripts.machine import engine
 from scripts.machine import registry as registry_module
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings
@@ -40,7 +41,7 @@ def mine(registries: Settings, client: docker.DockerClient, registry: str) -> It
     """Return settings with an image name and a cache of their own."""
     name = f"freeswitch-tp-error-test-{uuid.uuid4().hex[:8]}"
     yield dataclasses.replace(registries, image=name, cache=f"{registry}/cache/{uuid.uuid4().hex}")
-    every = [tag for found in client.images.list(filters={"label": f"{LABEL}.test={name}"}) for tag in found.tags]
+    every = [tag for found in engine.images(client, label=f"{LABEL}.test={name}") for tag in found.tags]
     registries_module.forget(client, *every)
 
 

@@ -35,7 +35,7 @@ def verified(settings: Settings, client: docker.DockerClient, registries: Settin
     mine = dataclasses.replace(settings, image=name, base_image=registries.base_image, push=Push(repository=""))
     make(client, mine)
     yield mine
-    every = [tag for image in client.images.list(filters={"label": f"{LABEL}.test={name}"}) for tag in image.tags]
+    every = [tag for image in engine.images(client, label=f"{LABEL}.test={name}") for tag in image.tags]
     registries_module.forget(client, *every)
 
 

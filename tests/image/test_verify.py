@@ -23,6 +23,7 @@ from rich.console import Console
 from scripts import verify
 from scripts.errors import ToolkitError
 from scripts.freeswitch.capture import Sniffer
+from scripts.machine import engine
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings
 from scripts.report import ladder
@@ -74,7 +75,7 @@ class Intruder:
         self.known = {container.id for container in self.containers()}
 
     def containers(self) -> list[Container]:
-        return list(self.client.containers.list(all=True, filters={"label": RUN_LABEL}, ignore_removed=True))
+        return engine.containers(self.client, RUN_LABEL)
 
     def wait(self) -> None:
         deadline = time.monotonic() + 60
@@ -96,9 +97,9 @@ class Intruder:
 
     def check_nothing_left(self) -> None:
         assert self.run_id, f"no container *{self.suffix} came"
-        filters = {"label": f"{RUN_LABEL}={self.run_id}"}
-        assert self.client.containers.list(all=True, filters=filters) == []
-        assert self.client.networks.list(filters=filters) == []
+        label = f"{RUN_LABEL}={self.run_id}"
+        assert engine.containers(self.client, label) == []
+        assert self.client.networks.list(filters={"label": label}) == []
 
 
 def failing_run(settings: Settings, played: Scenario = KILL, variants: Sequence[str] = ()) -> str:

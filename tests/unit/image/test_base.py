@@ -27,7 +27,7 @@ def named(settings: Settings) -> Iterator[Settings]:
     name = f"localhost:9/toolkit-test-{uuid.uuid4().hex[:8]}:x"
     yield dataclasses.replace(settings, base_image=name)
     with engine.connect() as client:
-        for image in client.images.list(name=name):
+        for image in engine.images(client, name):
             client.images.remove(image.id, force=True)
 
 
@@ -92,7 +92,7 @@ def test_failure_of_debootstrap(named: Settings, tmp_path: Path, monkeypatch: py
         base.make(named.base_image, named.base_suite, named.build_directory)
     assert not named.build_directory.exists()
     with engine.connect() as client:
-        assert client.images.list(name=named.base_image) == []
+        assert engine.images(client, named.base_image) == []
 
 
 def test_missing_debootstrap_that_cannot_be_downloaded(

@@ -33,20 +33,16 @@ def label() -> Iterator[str]:
             client.networks.create(kind, labels={kind: "true"})
         yield name
         for kind in (name, f"{name}-other"):
-            for container in client.containers.list(all=True, filters={"label": kind}):
-                container.remove(force=True)
-            for network in client.networks.list(filters={"label": kind}):
-                network.remove()
-            for image in client.images.list(filters={"label": kind}):
+            engine.remove(client, kind)
+            for image in engine.images(client, label=kind):
                 client.images.remove(image.id, force=True)
 
 
 def kinds(label: str) -> tuple[int, int, int]:
     """Return the number of containers, networks and images with `label`."""
-    filters = {"label": label}
     with engine.connect() as client:
-        containers = client.containers.list(all=True, filters=filters)
-        return len(containers), len(client.networks.list(filters=filters)), len(client.images.list(filters=filters))
+        networks = client.networks.list(filters={"label": label})
+        return len(engine.containers(client, label)), len(networks), len(engine.images(client, label=label))
 
 
 def test_clean_removes_only_what_has_the_label(settings: Settings, label: str) -> None:
