@@ -55,6 +55,11 @@ def groups() -> list[dict[str, Any]]:
     return list(read_yaml(FILE)["groups"])
 
 
+def default(name: str) -> str:
+    """Return what the variable `name` is where nothing is given for it; KeyError if there is none of that name."""
+    return {item["name"]: str(item["default"]) for group in groups() for item in group["variables"]}[name]
+
+
 def kinds() -> list[Kind]:
     """Return every kind that a variable has, with its arguments filled in.
 

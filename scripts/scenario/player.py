@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import json
 import random
 import re
@@ -14,27 +12,41 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
 
 from scripts.errors import ToolkitError
 from scripts.freeswitch.events import REGISTER, UNREGISTER, Event
-from scripts.freeswitch.sip import Client
-from scripts.machine.files import ROOT, short
+from scripts.freeswitch.sip import Client, accepted
+from scripts.machine.files import ROOT
 from scripts.scenario import judge, sipp
 from scripts.scenario.judge import Expected, Scene, Stage
 from scripts.scenario.lab import DOMAIN, Lab
 from scripts.scenario.sipp import Sipp
-from scripts.scenario.table import ARROW, Case, Scenario
+from scripts.scenario.table import ARROW, Case, Transport
+from scripts.scenario.verb import (
+    Broken,
+    Count,
+    Crowd,
+    End,
+    Ends,
+    Held,
+    Joins,
+    Kills,
+    Left,
+    Open,
+    Opens,
+    Option,
+    Pause,
+    Runs,
+    Script,
+    Starts,
+    User,
+    Users,
+    Verbs,
+)
 
-Verb = TypeVar("Verb", bound=Callable[..., Any])
-_VERBS: dict[str, Callable[..., Any]] = {}
-
-
-def verb(method: Verb) -> Verb:
-    """Let a table call `method`."""
-    _VERBS[method.__name__] = method
-    return method
+VERBS = Verbs()
+verb = VERBS.add
 
 
 class Player:
@@ -62,22 +74,27 @@ class Player:
         self.killed_ns: int | None = None
         self.start = len(self.switch.recorder.events)
         self.stages: list[Stage] = []
+        # What is played just now; "" before and after.
+        self.step = ""
 
     def play(self) -> list[Stage]:
         """Play all steps; return the outcome of those that say what must come."""
         stages = self.stages
         try:
             for step in self.case.steps:
+                self.step = step
                 action, arrow, outcome = (part.strip() for part in step.partition(ARROW))
-                name, *arguments = action.split()
-                method: Callable[..., Any] = functools.partial(_VERBS[name], self)
+                name, *words = action.split()
+                called = VERBS[name]
+                arguments = called.read(words)
                 seen = len(self.switch.recorder.events)
                 self.ended = None
                 before = time.time()
                 # What takes long before the connection ends must not count.
-                before = method(*arguments) or before
+                before = called.method(self, *arguments) or before
                 if arrow:
                     stages.append(self._judge(step, self._expected(outcome), seen, before))
+            self.step = ""
             self.lab.pause(self.lab.wait.end)
             self.switch.recorder.check()
             self._check_rest(stages)
@@ -91,12 +108,12 @@ class Player:
     # What the table calls
 
     @verb
-    def open(self, name: str, transport: str = "") -> None:
+    def open(self, name: Opens, transport: Transport | None = None) -> None:
         """Connect `name` to the profile, over another transport if one is given."""
         self.clients[name] = self.lab.open(self.case.profile, transport or self.case.transport)
 
     @verb
-    def register(self, alias: str, name: str, *options: str) -> None:
+    def register(self, alias: Users, name: Joins, *options: Option) -> None:
         """Register the user over a connection. Options: plain (no transport= in the Contact), expires=SECONDS."""
         for one in judge.aliases(alias):
             client = self.clients[name]
@@ -110,19 +127,19 @@ class Player:
             self._registered(one, name, call_id, contact)
 
     @verb
-    def refresh(self, alias: str, name: str) -> None:
+    def refresh(self, alias: User, name: Held) -> None:
         """Register the user again with the same Call-ID and Contact over the same connection."""
         self.move(alias, name, name)
 
     @verb
-    def move(self, alias: str, old: str, new: str) -> None:
+    def move(self, alias: User, old: Left, new: Joins) -> None:
         """Register the user with the Call-ID and Contact that it has over `old` over another connection."""
         call_id, contact = self.identities[alias, old]
         self.clients[new].register(self._user(alias), self.lab.password, DOMAIN, call_id=call_id, contact=contact)
         self._registered(alias, new, call_id, contact)
 
     @verb
-    def unregister(self, alias: str, name: str) -> None:
+    def unregister(self, alias: User, name: Held) -> None:
         """Take the registration back, and keep the connection."""
         call_id, contact = self.identities[alias, name]
         self.clients[name].register(
@@ -130,40 +147,40 @@ class Player:
         )
 
     @verb
-    def ask(self, alias: str, name: str) -> None:
+    def ask(self, alias: User, name: Open) -> None:
         """Send a REGISTER without a password, and wait for the challenge."""
         client = self.clients[name]
         client.send(client.request(self._user(alias), DOMAIN, 3600, "asked"))
-        assert client.receive().status == 401
+        accepted("REGISTER", client.receive(), 401)
 
     @verb
-    def fin(self, name: str) -> None:
+    def fin(self, name: Ends) -> None:
         """Close the connection."""
         self._end(name).close()
 
     @verb
-    def rst(self, name: str) -> None:
+    def rst(self, name: Ends) -> None:
         """Reset the connection."""
         self._end(name).reset()
 
     @verb
-    def half_close(self, name: str) -> None:
+    def half_close(self, name: Open) -> None:
         """Close the own half of the connection, and go on reading."""
         self.ended = self.clients[name].address
         self.clients[name].half_close()
 
     @verb
-    def close_notify(self, name: str) -> None:
+    def close_notify(self, name: Ends) -> None:
         """Send TLS's close_notify, then close."""
         self._end(name).close_notify()
 
     @verb
-    def ws_close(self, name: str) -> None:
+    def ws_close(self, name: Ends) -> None:
         """Send a close frame of WebSocket, then close."""
         self._end(name).ws_close()
 
     @verb
-    def spawn(self, alias: str) -> None:
+    def spawn(self, alias: Starts) -> None:
         """Register the user in a process of its own."""
         host, port = self.lab.target(self.case.profile, self.case.transport)
         user = self._user(alias)
@@ -183,10 +200,10 @@ class Player:
         self.processes[alias] = process
 
     @verb
-    def sipp(self, alias: str, name: str) -> None:
-        """Let SIPp play the scenario sipp/`name`.xml.j2 as the user, and wait until it has registered."""
+    def sipp(self, alias: Starts, scenario: Script) -> None:
+        """Let SIPp play sipp/`scenario`.xml.j2 as the user, and wait until it has registered."""
         user, seen = self._user(alias), len(self.switch.recorder.events)
-        client = sipp.start(self.lab, name, self.case.name, user, self.case.profile, self.case.transport)
+        client = sipp.start(self.lab, scenario, self.case.name, user, self.case.profile, self.case.transport)
         self.sipps[alias] = client
         self.lab.versions.setdefault("sipp", sipp.version(client.container))
 
@@ -198,12 +215,12 @@ class Player:
             raise ToolkitError(f"{user} did not register in {self.lab.wait.report:g} s: {client.errors()}")
 
     @verb
-    def end(self, alias: str) -> None:
+    def end(self, alias: Runs) -> None:
         """Wait until the user's SIPp has played its scenario."""
         self.sipps[alias].end(self.lab.wait.report)
 
     @verb
-    def kill(self, alias: str) -> float:
+    def kill(self, alias: Kills) -> float:
         """Kill the user's process (`spawn`) or its SIPp (`sipp`) with SIGKILL."""
         if client := self.sipps.get(alias):
             port = int(self._registration(alias).get("network-port"))
@@ -219,12 +236,12 @@ class Player:
         return self.killed_ns / 1e9
 
     @verb
-    def wait(self, seconds: str) -> None:
+    def wait(self, seconds: Pause) -> None:
         """Do nothing for so many seconds."""
-        self.lab.pause(float(seconds))
+        self.lab.pause(seconds)
 
     @verb
-    def send(self, name: str, what: str) -> None:
+    def send(self, name: Open, what: Broken) -> None:
         """Send a message that is broken in the way of `what`.
 
         partial, unfinished, oversize, binary, text, headers, bad-cseq, no-call-id, no-via, version.
@@ -233,7 +250,7 @@ class Player:
         self.clients[name].send(self._message(what, self.clients[name]))
 
     @verb
-    def rubbish_and_fin(self, name: str, what: str) -> None:
+    def rubbish_and_fin(self, name: Ends, what: Broken) -> None:
         """Send a broken message, as `send` does, and close at once."""
         client = self._end(name)
         with contextlib.suppress(OSError):  # The server may be faster with the end.
@@ -241,14 +258,14 @@ class Player:
         client.close()
 
     @verb
-    def broken_frame_and_fin(self, name: str) -> None:
+    def broken_frame_and_fin(self, name: Ends) -> None:
         """Send bytes that are no frame of WebSocket, and close."""
         client = self._end(name)
         client.sock.sendall(self.random.randbytes(500))
         client.close()
 
     @verb
-    def clear_text_and_fin(self, name: str) -> None:
+    def clear_text_and_fin(self, name: Ends) -> None:
         """Send clear text in the middle of TLS, and close."""
         client = self._end(name)
         raw = socket.socket(fileno=client.sock.detach())
@@ -256,15 +273,15 @@ class Player:
         raw.close()
 
     @verb
-    def noise(self, count: str) -> None:
+    def noise(self, count: Count) -> None:
         """Let so many clients connect, send random bytes and close."""
         target = self.lab.target(self.case.profile, self.case.transport)
-        for _ in range(int(count)):
+        for _ in range(count):
             with contextlib.suppress(OSError), socket.create_connection(target, 5) as connection:
                 connection.sendall(self.random.randbytes(self.random.randint(1, 4000)))
 
     @verb
-    def abort_handshake(self, count: str) -> None:
+    def abort_handshake(self, count: Count) -> None:
         """Let so many clients end in the middle of the TLS handshake or the WebSocket upgrade."""
         target = self.lab.target(self.case.profile, self.case.transport)
         hello = b"GET / HTTP/1.1\r\nHost: example.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
@@ -274,14 +291,14 @@ class Player:
             with contextlib.suppress(ssl.SSLWantReadError):
                 context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=DOMAIN).do_handshake()
             hello = outgoing.read()
-        for number in range(int(count)):
+        for number in range(count):
             with socket.create_connection(target, 5) as connection:
                 connection.sendall(hello[: self.random.randint(0, len(hello))])
                 if number % 2:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     @verb
-    def storm(self, alias: str, end: str) -> float:
+    def storm(self, alias: Users, end: End) -> float:
         """Send the authorized REGISTER and end the connection after 0 to 20 ms."""
         for one in judge.aliases(alias):
             client = self.lab.open(self.case.profile, self.case.transport)
@@ -291,7 +308,7 @@ class Player:
         return time.time()
 
     @verb
-    def crowd(self, alias: str) -> None:
+    def crowd(self, alias: Crowd) -> None:
         """Connect and register the users (u*100), each over a connection of its own."""
         for one in judge.aliases(alias):
             self.open(one)
@@ -305,7 +322,7 @@ class Player:
         self.ended = None
 
     @verb
-    def call(self, alias: str, name: str) -> None:
+    def call(self, alias: User, name: Open) -> None:
         """Call the echo extension, and wait until the call is up."""
         self.clients[name].invite(self._user(alias), self.lab.password, DOMAIN, "9196")
         assert soon(lambda: len(self._calls()) == 1), "no call is up"
@@ -318,7 +335,7 @@ class Player:
         assert soon(lambda: not self._calls()), "the call stays up"
 
     @verb
-    def outgoing(self, end: str) -> float:
+    def outgoing(self, end: End) -> float:
         """Let FreeSWITCH call out, then end the connection that it opened for that."""
         with socket.create_server((self.lab.gateway, 0)) as server:
             server.settimeout(10)
@@ -334,7 +351,7 @@ class Player:
             return time.time()
 
     @verb
-    def listed(self, alias: str, count: str = "1") -> None:
+    def listed(self, alias: User, count: Count = 1) -> None:
         """Check how many registrations FreeSWITCH lists; it writes them a little later."""
         found = -1
         if self.stock:
@@ -343,14 +360,14 @@ class Player:
         def as_expected() -> bool:
             nonlocal found
             found = self._listed(alias)
-            return found == int(count)
+            return found == count
 
         assert soon(as_expected), f"{found} registrations of {alias} are listed instead of {count}"
 
     @verb
-    def unlisted(self, alias: str) -> None:
+    def unlisted(self, alias: User) -> None:
         """Check that FreeSWITCH lists no registration of the user."""
-        self.listed(alias, "0")
+        self.listed(alias, 0)
 
     # What the verbs share
 
@@ -518,56 +535,9 @@ def soon(done: Callable[[], bool], timeout: float = 5.0) -> bool:
 
 def problems(case: Case, stages: Sequence[Stage]) -> list[str]:
     """Return what was wrong in `case`, one line each, with the step if its steps are what the report shows."""
-    return [
-        problem if case.done else f"{re.sub(' +', ' ', stage.step)}: {problem}"
-        for stage in stages
-        for problem in stage.problems
-    ]
+    return [located(case, stage.step, problem) for stage in stages for problem in stage.problems]
 
 
-def verbs() -> dict[str, str]:
-    """Return what a table can call: the first line of each verb's docstring, by its name and arguments."""
-    found = {}
-    for name, method in sorted(_VERBS.items()):
-        _, *parameters = inspect.signature(method).parameters.values()
-        words = [
-            f"[{item.name}]" if item.default != item.empty else f"{item.name}..." if item.kind == item.VAR_POSITIONAL
-            else item.name
-            for item in parameters
-        ]  # fmt: skip
-        found[" ".join([name, *words])] = (method.__doc__ or "").splitlines()[0]
-    return found
-
-
-def check(scenario: Scenario) -> None:
-    """Raise ToolkitError, with the file, the case and the step, if a step of `scenario` can't be played."""
-    where = short(scenario.directory / "table.yaml")
-    for variant in scenario.images:
-        for case in scenario.cases(variant):
-            for step in case.steps:
-                for problem in _misread(scenario, step.partition(ARROW)[0].split()):
-                    raise ToolkitError(f"{where}: case '{case.name}': step '{step}': {problem}")
-
-
-def _misread(scenario: Scenario, words: Sequence[str]) -> Iterator[str]:
-    name, *arguments = words or [""]
-    if name not in _VERBS:
-        yield f"there is no verb '{name}': one of {', '.join(sorted(_VERBS))}"
-        return
-    try:
-        inspect.signature(_VERBS[name]).bind(None, *arguments)
-    except TypeError:
-        usage = next(line for line in verbs() if line.split()[0] == name)
-        yield f"{len(arguments)} arguments: write '{usage}'"
-        return
-    if name == "sipp" and not scenario.has(f"sipp/{arguments[1]}.xml"):
-        yield f"there is no {short(scenario.directory)}/sipp/{arguments[1]}.xml.j2: add it"
-    for alias in _named(_VERBS[name], arguments).values() if scenario.users else ():
-        if alias not in scenario.users:
-            yield f"no user '{alias}': add it to users in scenario.yaml"
-
-
-def _named(method: Callable[..., Any], arguments: Sequence[str]) -> Mapping[str, str]:
-    """Return those of `arguments` that are a user's alias."""
-    bound = inspect.signature(method).bind(None, *arguments)
-    return {name: value for name, value in bound.arguments.items() if name == "alias"}
+def located(case: Case, step: str, problem: str) -> str:
+    """Return `problem` with its step if the report shows the steps of `case`."""
+    return problem if case.done or not step else f"{re.sub(' +', ' ', step)}: {problem}"

@@ -79,7 +79,7 @@ class Record:
             except (KeyboardInterrupt, SystemExit):
                 raise
             except Exception as error:
-                verdict, problems = Verdict.ERROR, [_said(error)]
+                verdict, problems = Verdict.ERROR, [player.located(case, play.step, _said(error))]
                 if death := _death(lab):
                     problems = [f"{death} (case '{case.name}')"]
                     raise Lost(problems[0]) from error
@@ -112,14 +112,7 @@ class Record:
         )
 
     def _unplayed(self, case: Case, why: str) -> Result:
-        wanted = case.outcomes
-        expected = outcome.counted(
-            sum(len(judge.aliases(one.alias)) for one in wanted if one.kind in ("report", "registered")),
-            sum(len(judge.aliases(one.alias)) for one in wanted if one.kind in ("unregistered", "itself")),
-        )
-        return Result(
-            self.name, case.name, "", expected if case.done else "", "", Verdict.NOT_RUN, [why], **self._where(case)
-        )
+        return Result(self.name, case.name, "", _expected(case), "", Verdict.NOT_RUN, [why], **self._where(case))
 
     def _where(self, case: Case) -> dict[str, Any]:
         """Return what tells the results of a row's cases apart, and what is done in them."""
@@ -161,14 +154,15 @@ class Record:
             sum(stage.reports for stage in stages),
             sum(stage.unregisters for stage in counted) + sum(stage.itself for stage in stages),
         )
-        if case.done and not stages:
-            expected = self._unplayed(case, "").expected
+        if verdict is Verdict.ERROR:
+            # A step may have had no chance to come to anything.
+            expected = _expected(case)
         return Result(
             self.name,
             case.name,
             case.done,
-            expected if stages or case.done else "",
-            came if stages or case.done else "",
+            expected,
+            came,
             verdict,
             problems,
             delay_ms=max(delays, default=None),
@@ -207,6 +201,15 @@ def versions(settings: Settings, client: docker.DockerClient, labels: Mapping[st
         **engine.versions(client),
         "genesis": importlib.metadata.version("genesis"),
     }
+
+
+def _expected(case: Case) -> str:
+    """Return what must come of `case`, counted."""
+    wanted = case.outcomes
+    return outcome.counted(
+        sum(len(judge.aliases(one.alias)) for one in wanted if one.kind in ("report", "registered")),
+        sum(len(judge.aliases(one.alias)) for one in wanted if one.kind in ("unregistered", "itself")),
+    )
 
 
 def _said(error: Exception) -> str:

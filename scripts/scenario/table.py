@@ -174,6 +174,10 @@ class Scenario:
         """Return whether there is a file `template` (without .j2), of the scenario or below templates/."""
         return any((root / f"{template}.j2").is_file() for root in (self.directory, TEMPLATES))
 
+    def configures(self, path: str) -> bool:
+        """Return whether it has the file or folder `path` of /etc/freeswitch."""
+        return (self.directory / "freeswitch" / path).exists()
+
     def files(self, **values: Any) -> dict[str, str]:
         """Return the files for /etc/freeswitch, contents by path there."""
         root = self.directory / "freeswitch"

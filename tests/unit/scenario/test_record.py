@@ -56,6 +56,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         def __init__(self, lab: Any, case: Case, stock: bool = False) -> None:
             self.case, self.killed_ns = case, 5
             self.stages: list[Stage] = []
+            self.step = 'register u  a'
             self.sipps: dict[str, object] = {}
             self.switch = lab.freeswitch
             self.events, self.last_registration = list, lambda: None
@@ -108,7 +109,8 @@ def test_case_that_cannot_be_played_is_an_error(lab: Any) -> None:
     found = Record(DEATHS)
     with pytest.raises(ConnectionRefusedError), found.case(lab, FIN):
         raise ConnectionRefusedError("refused")
-    assert (found.results[FIN].verdict, found.results[FIN].problems) == (Verdict.ERROR, ["refused"])
+    assert (found.results[FIN].verdict, found.results[FIN].problems) == (Verdict.ERROR, ["register u a: refused"])
+    assert (found.results[FIN].expected, found.results[FIN].came) == ("1 report", "no report")
 
 
 def test_freeswitch_that_is_gone_is_more_than_an_error_of_a_case(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:

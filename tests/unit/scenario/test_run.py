@@ -66,6 +66,7 @@ class Thing:
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
+        self.name = "thing"
         self.removed = False
 
     def remove(self, **options: bool) -> None:

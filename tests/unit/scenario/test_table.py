@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from scripts.errors import ToolkitError
-from scripts.scenario import player, table
+from scripts.scenario import player, table, verb
 from scripts.scenario.sipp import TRANSPORTS
 from scripts.scenario.table import PATCHED, STOCK, Scenario
 
@@ -19,6 +19,7 @@ NEEDS = {
     "images": ["patched", "stock"],
     "users": ["alice"],
     "profiles": {"internal": {"port": 5060}},
+    "environment": {"SIP_TRANSPORTS": "udp,tcp,tls"},
 }
 ROW = {
     "case": "the client closes",
@@ -34,7 +35,8 @@ ROW = {
 
 def made(root: Path, needs: object = NEEDS, rows: object = (ROW,), name: str = "mine") -> Scenario:
     folder = root / name
-    folder.mkdir(exist_ok=True)
+    (folder / "freeswitch/directory").mkdir(parents=True, exist_ok=True)
+    (folder / "freeswitch/directory/users.xml.j2").touch()
     (folder / "scenario.yaml").write_text(yaml.safe_dump(needs))
     (folder / "table.yaml").write_text(yaml.safe_dump(list(rows) if isinstance(rows, tuple) else rows))
     return table.load(name, root)
@@ -117,18 +119,62 @@ def test_names_of_cases_are_there_once(tmp_path: Path) -> None:
         ("sipp alice dance", "sipp/dance.xml.j2: add it"),
         ("register bob a", "no user 'bob': add it to users in scenario.yaml"),
         ("-> nothing", "there is no verb ''"),
+        ("rst b", "no connection 'b' is open: write 'open b' before"),
+        ("fin c", "no connection 'c' is open"),
+        ("register alice b", "no connection 'b' is open"),
+        ("refresh alice a", "'alice' has not registered over 'a': write 'register alice a' before"),
+        ("move alice b a", "'alice' has not registered over 'b'"),
+        ("kill alice", "'alice' has no process: write 'spawn alice' or"),
+        ("end alice", "'alice' has no process"),
+        ("open b sctp", "'sctp' is no transport: input should be 'udp', 'tcp', 'tls', 'ws' or 'wss'"),
+        ("open b wss", "the image listens for tcp, tls, udp only, not for wss: add it to SIP_TRANSPORTS"),
+        ("wait long", "'long' is no seconds: input should be a valid number"),
+        ("noise -1", "'-1' is no count: input should be greater than or equal to 0"),
+        ("send a nonsense", "'nonsense' is no what: input should be 'partial', "),
+        ("storm alice slowly", "'slowly' is no end: input should be 'fin' or 'rst'"),
+        ("register alice a expires=soon", "'expires=soon' is no options: string should match"),
+        ("crowd u*2*3", "'u*2*3' is no alias"),
+        ("fin a -> bob 0 left reset", "nothing can come of 'bob', who is in no step so far"),
     ],
 )
 def test_step_that_cannot_be_played_is_refused_before_anything_runs(tmp_path: Path, step: str, what: str) -> None:
-    found = made(tmp_path, rows=({**ROW, "do": [step]},))
+    found = made(tmp_path, rows=({**ROW, "do": ["open a", "open c", "fin c", step]},))
     with pytest.raises(ToolkitError) as caught:
-        player.check(found)
+        verb.check(found, player.VERBS)
     assert f"case 'the client closes': step '{step}': " in str(caught.value) and what in str(caught.value)
+
+
+def test_image_that_does_not_listen_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    found = made(tmp_path, needs={**NEEDS, "environment": {}})
+    what = "case 'the client closes': the image listens for tcp, udp only, not for tls: add it to SIP_TRANSPORTS"
+    with pytest.raises(ToolkitError, match=what):
+        verb.check(found, player.VERBS)
+    # Its own profiles listen for what they say.
+    (found.directory / "freeswitch/autoload_configs").mkdir()
+    (found.directory / "freeswitch/autoload_configs/sofia.conf.xml.j2").touch()
+    verb.check(found, player.VERBS)
+
+
+def test_scenario_without_users_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    found = made(tmp_path)
+    (found.directory / "freeswitch/directory/users.xml.j2").unlink()
+    (found.directory / "freeswitch/directory").rmdir()
+    with pytest.raises(ToolkitError, match=r"no freeswitch/directory/users.xml.j2, .* copy the one of .*'kill'"):
+        verb.check(found, player.VERBS)
+    (found.directory / "compose.yml.j2").touch()
+    verb.check(found, player.VERBS)
+
+
+def test_connections_and_registrations_end_with_their_step(tmp_path: Path) -> None:
+    steps = ["crowd u*2", "fin u1 -> u1 0 left reset", "fin_all", "open u1", "move u2 u2 u1", "refresh u2 u1"]
+    needs = {key: value for key, value in NEEDS.items() if key != "users"}
+    verb.check(made(tmp_path, needs, ({**ROW, "do": steps},)), player.VERBS)
+    with pytest.raises(ToolkitError, match="step 'fin u2': no connection 'u2' is open"):
+        verb.check(made(tmp_path, needs, ({**ROW, "do": [*steps, "fin u2"]},)), player.VERBS)
 
 
 def test_template_that_is_none_is_refused_with_its_name(tmp_path: Path) -> None:
     found = made(tmp_path)
-    (found.directory / "freeswitch").mkdir()
     (found.directory / "freeswitch/x.xml.j2").write_text("{{ nobody_gives_this }}")
     with pytest.raises(ToolkitError, match=r"mine/freeswitch/x\.xml\.j2: UndefinedError: 'nobody_gives_this'"):
         found.files()
@@ -137,7 +183,7 @@ def test_template_that_is_none_is_refused_with_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", table.names())
 def test_the_scenarios_of_the_project_can_be_played(name: str) -> None:
     found = table.load(name)
-    player.check(found)
+    verb.check(found, player.VERBS)
     for variant in found.images:
         assert found.cases(variant)
 
