@@ -23,6 +23,7 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from scripts.bench.load import ECHO
 from scripts.errors import ToolkitError
+from scripts.freeswitch.sip import Refused
 from scripts.machine import terminal
 from scripts.pins.settings import Settings
 from scripts.scenario import lab as lab_module
@@ -133,7 +134,7 @@ def run(
             if pending and number % CALLS == 0:
                 step = "call"
                 client.invite(user, lab.password, DOMAIN, ECHO)
-        except (OSError, AssertionError, ValueError, LocalProtocolError, RemoteProtocolError) as error:
+        except (OSError, Refused, ValueError, LocalProtocolError, RemoteProtocolError) as error:
             figures.failures[f"{transport}: {step}: {type(error).__name__}: {error}"] += 1
             return ""
         client.reset() if number % 3 == 0 else client.close()

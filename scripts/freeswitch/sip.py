@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Event, Ping, Request, TextMessage
 
+from scripts.errors import ToolkitError
+
 TIMEOUT = 10.0
 
 # One for all: to make one takes longer than to connect.
@@ -43,6 +45,22 @@ class Response:
     def header(self, name: str) -> str:
         """The first value of the header `name` (lower case), or an empty string."""
         return self.headers.get(name, [""])[0]
+
+
+class Refused(ToolkitError):
+    """A final response that was not the one awaited, `response`."""
+
+    def __init__(self, method: str, response: Response) -> None:
+        super().__init__(f"{method} was answered {response.status} {response.phrase}")
+        self.args = method, response
+        self.response = response
+
+
+def accepted(method: str, response: Response, *statuses: int) -> Response:
+    """Return `response`; raise Refused if its status is none of `statuses`."""
+    if response.status not in statuses:
+        raise Refused(method, response)
+    return response
 
 
 @dataclass
@@ -208,17 +226,15 @@ class Client:
         """Register `user` (with expires=0: unregister) and return the Call-ID.
 
         With `wait` False the response to the authorized request is not
-        awaited. Raises AssertionError if the server refuses.
+        awaited. Raises Refused if the server does.
         """
         call_id = call_id or uuid.uuid4().hex
         self.send(self.request(user, domain, expires, call_id, contact))
-        challenge = self.receive()
-        assert challenge.status == 401, challenge
+        challenge = accepted("REGISTER", self.receive(), 401)
         authorization = digest(challenge.header("www-authenticate"), user, password, "REGISTER", f"sip:{domain}")
         self.send(self.request(user, domain, expires, call_id, contact, authorization))
         if wait:
-            reply = self.receive()
-            assert reply.status == 200, reply
+            accepted("REGISTER", self.receive(), 200)
         return call_id
 
     def wait_request(self, method: str) -> str:
@@ -228,16 +244,14 @@ class Client:
         return message
 
     def invite(self, user: str, password: str, domain: str, number: str) -> tuple[str, str]:
-        """Call `number`; return Call-ID and To of the call once it is answered. Raises AssertionError if it isn't."""
+        """Call `number`; return Call-ID and To of the call once it is answered. Raises Refused if it isn't."""
         call_id, uri = uuid.uuid4().hex, f"sip:{number}@{domain}"
         self.send(self._call_request("INVITE", user, domain, uri, call_id, 1, ""))
-        reply = self._final()
-        assert reply.status == 407, reply
+        reply = accepted("INVITE", self._final(), 407)
         self.send(self._call_request("ACK", user, domain, uri, call_id, 1, reply.header("to")))
         authorization = digest(reply.header("proxy-authenticate"), user, password, "INVITE", uri)
         self.send(self._call_request("INVITE", user, domain, uri, call_id, 2, "", authorization))
-        reply = self._final()
-        assert reply.status == 200, reply
+        reply = accepted("INVITE", self._final(), 200)
         self.send(self._call_request("ACK", user, domain, uri, call_id, 2, reply.header("to")))
         return call_id, reply.header("to")
 
@@ -266,7 +280,7 @@ class Client:
         """Subscribe to the presence of `number`, or again in the dialog of `call_id` and `to`; return these two.
 
         With `wait` False the response to the authorized request is not
-        awaited. Raises AssertionError if the server refuses.
+        awaited. Raises Refused if the server does.
         """
         call_id, uri = call_id or uuid.uuid4().hex, f"sip:{number}@{domain}"
         more = (*more, f"Expires: {expires}")
@@ -278,7 +292,7 @@ class Client:
             if not wait:
                 return call_id, to
             reply = self._final()
-        assert reply.status in (200, 202), reply
+        accepted("SUBSCRIBE", reply, 200, 202)
         return call_id, reply.header("to")
 
     def ask(self, method: str, user: str, domain: str, number: str) -> Response:
@@ -387,7 +401,7 @@ class Dialog:
             self._challenge = reply.header("proxy-authenticate")
             self.send(client)
             reply = client.receive()
-        assert reply.status in (200, 202), reply
+        accepted("SUBSCRIBE", reply, 200, 202)
         self.to = reply.header("to")
 
     def send(self, client: Client, expires: int = 3600) -> None:

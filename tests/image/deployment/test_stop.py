@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from scripts.freeswitch.sip import Client
+from scripts.freeswitch.sip import Client, Refused
 from scripts.scenario.lab import DOMAIN
 from tests.image.deployment.node import (
     ECHO,
@@ -63,8 +63,8 @@ def test_stop_waits_for_calls_if_asked(run: Run) -> None:
 def _refused(client: Client, node: DeployedContainer) -> bool:
     try:
         client.invite("alice", node.password, DOMAIN, ECHO)
-    except AssertionError as error:
-        return "status=503" in str(error)
+    except Refused as error:
+        return error.response.status == 503
     return False
 
 

@@ -56,7 +56,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         def __init__(self, lab: Any, case: Case, stock: bool = False) -> None:
             self.case, self.killed_ns = case, 5
             self.stages: list[Stage] = []
-            self.step = 'register u  a'
+            self.step = "register u  a"
             self.sipps: dict[str, object] = {}
             self.switch = lab.freeswitch
             self.events, self.last_registration = list, lambda: None
