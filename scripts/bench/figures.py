@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scripts.errors import ToolkitError
+from scripts.machine import files
 
 JSON_FILE = "bench.json"
 
@@ -347,9 +347,5 @@ def write(outcome: BenchmarkReport, directory: Path) -> Path:
     if not outcome.kamailio:
         for entry in (document, *document["figures"]):
             del entry["kamailio"]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise ToolkitError(f"can't write {path}: {error.strerror}") from None
+    files.write(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     return path

@@ -11,23 +11,24 @@ from scripts.bench.container import TEMPLATES
 from scripts.bench.figures import OFFENDER_HEADINGS, BenchmarkReport, headings, rows
 from scripts.bench.load import WINDOW
 from scripts.bench.plan import FULL, QUICK
+from scripts.machine import files
 from scripts.templates import environment
 
 
-def publish(outcome: BenchmarkReport, files: Sequence[Path], directory: Path) -> Path:
+def publish(outcome: BenchmarkReport, drawn: Sequence[Path], directory: Path) -> Path:
     """Copy the plots to `directory`/benchmark and write `directory`/benchmark.md; return that.
 
     An outcome with offenders only replaces their section of the page that is there.
     """
     path = directory / "benchmark.md"
     if outcome.offences and not outcome.figures and path.exists():
-        path.write_text(with_section(path.read_text(), render("offenders.md.j2", outcome)))
+        files.write(path, with_section(path.read_text(), render("offenders.md.j2", outcome)))
         return path
     plots = directory / "benchmark"
     plots.mkdir(parents=True, exist_ok=True)
-    for file in files:
+    for file in drawn:
         shutil.copyfile(file, plots / file.name)
-    path.write_text(page(outcome))
+    files.write(path, page(outcome))
     return path
 
 

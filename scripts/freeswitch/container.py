@@ -248,8 +248,8 @@ class FreeSwitch:
             stream, _ = self.container.get_archive(DEBUG_LOG)
             with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
                 file = archive.extractfile(archive.getmembers()[0])
-                files.keep(self.logs / f"{self.variant}-freeswitch-debug.log", file.read() if file else b"")
-        path = files.keep(self.logs / f"{self.variant}-freeswitch.log", log)
+                files.write(self.logs / f"{self.variant}-freeswitch-debug.log", file.read() if file else b"")
+        path = files.write(self.logs / f"{self.variant}-freeswitch.log", log)
         lines = ANSI.sub("", log.decode(errors="replace")).split("\n")
         tail = [" ".join(line.split()) for line in lines if line.strip()][-3:]
         return path, " | ".join(tail)[-400:] or "it logged nothing"

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from scripts.errors import ToolkitError
 from scripts.image import base, cache, provenance, sbom, variables
-from scripts.machine import engine, terminal
+from scripts.machine import engine, files, terminal
 from scripts.machine.files import ROOT, short
 from scripts.patchset import series
 from scripts.pins.settings import ModuleSet, Settings
@@ -274,7 +274,7 @@ def _write_sbom(settings: Settings, context: Path) -> None:
         distro,
     )
     _write(context / SBOM, text)
-    _write(settings.report_directory / SBOM, text)
+    files.write(settings.report_directory / SBOM, text)
 
 
 def hash_inputs(context: Path, target: Target, base_id: str) -> str:

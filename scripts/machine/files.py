@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -25,17 +30,43 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def keep(path: Path, content: bytes) -> str:
-    """Write `content` to `path`, a file that somebody is told of; return the path as it is to be shown.
+def write(path: Path, content: str | bytes) -> str:
+    """Write `content` to `path` at one stroke; return the path as it is to be shown.
 
-    Raises ToolkitError if that is not possible.
+    Raises ToolkitError if that is not possible; what was there is then as it was.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        with replacing(path) as file:
+            file.write(content if isinstance(content, bytes) else content.encode(errors="surrogateescape"))
     except OSError as error:
-        raise ToolkitError(f"can't write {path}: {error.strerror}") from None
+        raise ToolkitError(f"can't write {short(path)}: {error.strerror or error}", remedy(error)) from None
     return short(path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Hand over a file that becomes `path`, which others may read, if all goes well; raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        # mkstemp makes it private.
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def remedy(error: OSError) -> str:
+    """Return what to do about a file that could not be written."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return "make room there (`df`)"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return "give yourself the right to write there, or name another directory in invoke.yaml"
+    return "name another directory in invoke.yaml"
 
 
 def first_line(output: bytes) -> str:
@@ -44,11 +75,11 @@ def first_line(output: bytes) -> str:
     return next((line for line in lines if line), "")[:200]
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, shown: str = "") -> Any:
     """Return what the YAML file `path` holds.
 
-    Raises ToolkitError, with the name of the file, if it cannot be read, is
-    not YAML, or has a key twice.
+    Raises ToolkitError, with the name of the file or what is to be `shown` for
+    it, if it cannot be read, is not YAML, or has a key twice.
     """
     yaml = YAML(typ="safe", pure=True)
     # As Invoke reads its file.
@@ -56,12 +87,15 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ToolkitError(f"{path.name}: {error.strerror}", f"take it back (`git checkout {short(path)}`)") from error
+        raise ToolkitError(
+            f"{short(path)}: {error.strerror}", f"take it back (`git checkout {short(path)}`)"
+        ) from error
     except UnicodeDecodeError as error:
-        raise ToolkitError(f"{path.name}: is not UTF-8 ({error.reason})", "save it as that") from error
+        raise ToolkitError(f"{shown or path.name}: is not UTF-8 ({error.reason})", "save it as that") from error
     except MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         problem = " ".join(str(error.problem).split())
-        raise ToolkitError(f"{path.name}: is not YAML ({where}{problem})", "correct it") from error
+        raise ToolkitError(f"{shown or path.name}: is not YAML ({where}{problem})", "correct it") from error
     except YAMLError as error:
-        raise ToolkitError(f"{path.name}: is not YAML ({' '.join(str(error).split())})", "correct it") from error
+        problem = " ".join(str(error).split())
+        raise ToolkitError(f"{shown or path.name}: is not YAML ({problem})", "correct it") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +11,7 @@ from rich import get_console
 from rich.console import Console
 
 from scripts.errors import ToolkitError
-from scripts.machine import git
+from scripts.machine import files, git
 from scripts.machine.files import short
 from scripts.machine.terminal import listing
 from scripts.patchset import trials
@@ -153,8 +152,8 @@ def _write(pair: Pair, known: Releases, pins: Path, table: Path) -> None:
     listed = table.read_text()
     for key, every in (("freeswitch", known.freeswitch), ("sofia_sip", known.sofia_sip)):
         listed = _with_lines(listed, key, every)
-    _replace(table, listed)
-    _replace(pins, text)
+    files.write(table, listed)
+    files.write(pins, text)
 
 
 def _with_lines(text: str, key: str, every: Mapping[str, Release]) -> str:
@@ -172,10 +171,3 @@ def _with_lines(text: str, key: str, every: Mapping[str, Release]) -> str:
         else:
             position = place
     return "\n".join(lines) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write `text` to `path` at once: the old file stays until the new one is complete."""
-    partial = path.with_name(f".{path.name}.new")
-    partial.write_text(text)
-    os.replace(partial, path)

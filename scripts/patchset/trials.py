@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.errors import ToolkitError
-from scripts.machine import git, terminal
+from scripts.machine import files, git, terminal
 from scripts.machine.files import remove
 from scripts.machine.git import GitError, local
 from scripts.machine.terminal import listing
@@ -90,8 +90,7 @@ def write(trials: Sequence[Trial], path: Path) -> None:
         "applies": all(trial.applies for trial in trials),
         "trials": [dataclasses.asdict(trial) for trial in trials],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8", errors="replace")
+    files.write(path, json.dumps(document, indent=2) + "\n")
 
 
 def try_all(settings: Settings, known: Releases, console: Console | None = None) -> list[Trial]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from docker import DockerClient
 from docker.errors import ImageNotFound
@@ -27,7 +25,7 @@ from rich.console import Console
 from scripts.errors import ToolkitError
 from scripts.image import cache
 from scripts.image.provenance import MODULE_SET, REVISION, VERSION, project_version
-from scripts.machine import engine, git, registry
+from scripts.machine import engine, files, git, registry
 from scripts.machine.engine import LABEL
 from scripts.machine.files import ROOT, short
 from scripts.machine.terminal import listing
@@ -194,7 +192,7 @@ def save(settings: Settings, console: Console | None = None) -> Path:
     console = console or get_console()
     record = verified(settings.report_directory)
     target = settings.build_directory / ARCHIVE
-    with engine.connect(registry.TIMEOUT) as client, _replacing(target) as file:
+    with engine.connect(registry.TIMEOUT) as client, files.replacing(target) as file:
         image = _image(client, f"{settings.image}:{PATCHED}", record)
         for chunk in image.save(named=f"{settings.image}:{PATCHED}"):
             file.write(chunk)
@@ -335,18 +333,4 @@ def _write(directory: Path, pushed: Pushed, statement: str) -> None:
         PROVENANCE_FILE: statement,
     }
     for name, text in contents.items():
-        with _replacing(directory / name) as file:
-            file.write(text.encode())
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[IO[bytes]]:
-    """Hand over a file that becomes `target` if all goes well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+        files.write(directory / name, text)

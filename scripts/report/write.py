@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
@@ -18,6 +16,7 @@ from rich.text import Text
 
 from scripts.errors import ToolkitError
 from scripts.freeswitch.events import as_json
+from scripts.machine import files
 from scripts.report.page import render
 from scripts.scenario.outcome import Result, Run, Verdict
 
@@ -43,12 +42,13 @@ def write(run: Run, directory: Path) -> Path:
     # The page comes last: it takes the longest, and programs read the others.
     path = directory / f"{run.name}.html"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _replace(path.with_suffix(".xml"), _junit(run))
-        _replace(path.with_suffix(".json"), _json(run))
-        _replace(path, render(run))
+        for suffix, content in ((".xml", _junit), (".json", _json), (".html", render)):
+            with files.replacing(path.with_suffix(suffix)) as file:
+                file.write(content(run).encode())
     except OSError as error:
-        raise ToolkitError(f"can't write the report to {directory}: {error.strerror or error}") from None
+        raise ToolkitError(
+            f"can't write the report to {directory}: {error.strerror or error}", files.remedy(error)
+        ) from None
     return path
 
 
@@ -82,19 +82,6 @@ def show(run: Run, console: Console | None = None) -> None:
     if len(run.results) > PAGE:
         counts = Counter(result.verdict for result in run.results)
         console.print(f"{run.name}: {', '.join(f'{count} {verdict}' for verdict, count in counts.items())}")
-
-
-def _replace(path: Path, content: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        # mkstemp makes it private; a report is for whoever reads the build.
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _json(run: Run) -> str:

@@ -78,7 +78,7 @@ class Sipp:
         """Keep SIPp's logs; return the path of the file."""
         script = f'cd /tmp; for f in {" ".join(LOGS)}; do echo "== $f"; cat "$f" 2>/dev/null; done'
         logs = engine.execute(self.container, ["sh", "-c", script])
-        return files.keep(self.lab.freeswitch.logs / self.log, logs.output)
+        return files.write(self.lab.freeswitch.logs / self.log, logs.output)
 
     def remove(self) -> None:
         """Remove the container."""

@@ -221,7 +221,7 @@ def load(name: str, directory: Path = SCENARIOS) -> Scenario:
     """
     folder = directory / name
     needs = _checked(folder / "scenario.yaml", _Needs)
-    table = read_yaml(folder / "table.yaml")
+    table = read_yaml(folder / "table.yaml", short(folder / "table.yaml"))
     if not isinstance(table, list) or not table:
         raise ToolkitError(f"{short(folder / 'table.yaml')}: is no list of cases: write `- case: ...`")
     rows = tuple(_row(folder / "table.yaml", number, item, needs) for number, item in enumerate(table, 1))
@@ -252,7 +252,7 @@ def load(name: str, directory: Path = SCENARIOS) -> Scenario:
 
 
 def _checked(path: Path, model: type[_Needs]) -> _Needs:
-    found = read_yaml(path)
+    found = read_yaml(path, short(path))
     try:
         return model.model_validate(found)
     except ValidationError as error:

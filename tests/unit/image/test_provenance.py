@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from scripts.errors import ToolkitError
 from scripts.image import provenance
 from scripts.machine import engine
 from scripts.pins.settings import Settings, load
@@ -54,11 +55,14 @@ def test_labels(project: Path, cloned: Settings) -> None:
 def test_digest_of_the_base_image(cloned: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a registry gives it; made with debootstrap, or not there, it has none."""
     known = {"debian:pulled": ["debian@sha256:12"], "debian:made": []}
-    images = SimpleNamespace(
-        list=lambda name: [name] if name in known else [],
-        get=lambda name: SimpleNamespace(attrs={"RepoDigests": known[name]}),
-    )
-    monkeypatch.setattr(engine, "connect", lambda: contextlib.nullcontext(SimpleNamespace(images=images)))
+
+    def get(name: str) -> SimpleNamespace:
+        if name not in known:
+            raise ToolkitError(f"Docker refused: no such image: {name}")
+        return SimpleNamespace(attrs={"RepoDigests": known[name]})
+
+    client = SimpleNamespace(images=SimpleNamespace(get=get))
+    monkeypatch.setattr(engine, "connect", lambda: contextlib.nullcontext(client))
     digests = {"debian:pulled": "sha256:12", "debian:made": "", "debian:else": "", "a@sha256:34": "sha256:34"}
     for name, digest in digests.items():
         labels = provenance.labels(dataclasses.replace(cloned, base_image=name), patched=True)

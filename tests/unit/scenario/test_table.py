@@ -103,6 +103,14 @@ def test_table_that_is_none_is_refused(tmp_path: Path, rows: object) -> None:
         made(tmp_path, rows=rows)
 
 
+def test_file_that_is_no_yaml_is_told_with_its_folder(tmp_path: Path) -> None:
+    found = made(tmp_path)
+    for name in ("table.yaml", "scenario.yaml"):
+        (found.directory / name).write_text("- case: [\n")
+        with pytest.raises(ToolkitError, match=rf"mine/{name}: is not YAML \(line 2: "):
+            table.load("mine", tmp_path)
+
+
 def test_names_of_cases_are_there_once(tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match="1 cases have the name of another"):
         made(tmp_path, rows=(ROW, ROW))

@@ -1,0 +1,31 @@
+"""Files of the project: written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from scripts.errors import ToolkitError
+from scripts.machine import files
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    assert files.write(path, "old") == str(path)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+    def full(handle: int, mode: str) -> NoReturn:
+        os.close(handle)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdopen", full)
+        with pytest.raises(ToolkitError, match=r"report\.json: No space left on device: make room there"):
+            files.write(path, "new")
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
+    with pytest.raises(ToolkitError, match=r"report\.json/x: File exists: name another directory"):
+        files.write(path / "x", b"new")
