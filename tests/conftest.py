@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import functools
 import os
 import shutil
 import signal
@@ -26,12 +25,9 @@ from scripts.image import base, build
 from scripts.machine import engine
 from scripts.machine.files import ROOT
 from scripts.pins.settings import Settings, Source, load
-from scripts.scenario import lab as lab_module
-from scripts.scenario.lab import Lab
 from scripts.sources import trees as sources_module
 from tests import races
 from tests import registries as registries_module
-from tests.deaths import CPUS, DEATHS
 from tests.record import Plugin
 
 AUTHOR = {
@@ -43,8 +39,6 @@ AUTHOR = {
     "GIT_COMMITTER_DATE": "2024-05-06T07:08:09+00:00",
 }
 TAG = "v1.0"
-# What FreeSWITCH may take to start when several do and the machine is busy, seconds.
-START = 300.0
 # What came of the races that were run.
 RACES = pytest.StashKey[dict[races.RaceCase, races.RaceResult]]()
 # What a worker of pytest-xdist has to say in the end, and what all of them said.
@@ -219,30 +213,6 @@ def built(one_at_a_time: Callable[[], contextlib.AbstractContextManager[None]]) 
             pytest.skip(f"the images are not tested: {error}")
         build.build(found, Console(quiet=True))
     return found
-
-
-@pytest.fixture(scope="session")
-def labs(built: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Lab]]:
-    """Return a function that returns the lab with the patched image and so many CPUs, always the same one."""
-    try:
-        engine.compose_command()
-    except ToolkitError as error:
-        pytest.skip(str(error))
-    patient = dataclasses.replace(built, start_timeout=START)
-    with contextlib.ExitStack() as stack:
-
-        @functools.cache
-        def lab(cpus: int) -> Lab:
-            directory = tmp_path_factory.mktemp("lab")
-            return stack.enter_context(lab_module.start(patient, DEATHS, directory, spare=True, heap=True, cpus=cpus))
-
-        yield lab
-
-
-@pytest.fixture(scope="session")
-def lab(labs: Callable[[int], Lab]) -> Lab:
-    """Return the lab with few CPUs."""
-    return labs(min(CPUS))
 
 
 @pytest.fixture(scope="session")

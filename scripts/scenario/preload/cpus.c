@@ -46,17 +46,30 @@ int get_nprocs_conf(void)
 	return (int) sysconf(_SC_NPROCESSORS_CONF);
 }
 
+/* Looked for once by each thread and caller: it costs more than the rest */
+static int is_mod_sofia(void *address)
+{
+	static _Thread_local void *last;
+	static _Thread_local int is;
+	Dl_info caller;
+
+	if (address != last) {
+		is = dladdr(address, &caller) && strstr(caller.dli_fname, "/mod_sofia.so");
+		last = address;
+	}
+	return is;
+}
+
 unsigned int switch_queue_size(void *queue)
 {
 	static unsigned int (*real)(void *);
 	unsigned int size, least = NOT_TOO_MANY * (cpus() / 2 + 1);
-	Dl_info caller;
 
 	if (!real) {
 		real = (unsigned int (*)(void *)) dlsym(RTLD_NEXT, "switch_queue_size");
 	}
 	size = real(queue);
-	if (size < least && cpus() > 0 && dladdr(__builtin_return_address(0), &caller) && strstr(caller.dli_fname, "/mod_sofia.so")) {
+	if (size < least && cpus() > 0 && is_mod_sofia(__builtin_return_address(0))) {
 		return least;
 	}
 	return size;

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import io
 import secrets
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -109,12 +112,34 @@ def remove(container: Container) -> None:
         container.remove(force=True, v=True)
 
 
+@functools.cache
+def dtls(image: str) -> bytes:
+    """Return a tar archive for /run/freeswitch with a key for DTLS.
+
+    Of 4096 bits and made by `image` itself, once: FreeSWITCH takes no smaller one, and making it is most of a start.
+    """
+    making = "openssl req -x509 -newkey rsa:4096 -nodes -days 9 -subj /CN=test -keyout - -out - 2>/dev/null"
+    status, pem = engine.run(image, ["sh", "-c", making])
+    assert status == 0 and pem.count("BEGIN") == 2
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        # Whoever FreeSWITCH runs as.
+        directory = tarfile.TarInfo("tls")
+        directory.type, directory.mode = tarfile.DIRTYPE, 0o777
+        archive.addfile(directory)
+        file = tarfile.TarInfo("tls/dtls-srtp.pem")
+        file.size, file.mode = len(pem), 0o644
+        archive.addfile(file, io.BytesIO(pem.encode()))
+    return buffer.getvalue()
+
+
 @contextlib.contextmanager
 def running(built: Settings) -> Iterator[Run]:
     """Hand over a function that starts a container of the patched image, and remove what it started.
 
     It takes environment variables, `files` (contents by path in /etc/freeswitch)
     and, as `options`, what Docker's create takes; `stage` is that of the image.
+    With `alone` FreeSWITCH has to make its own key for DTLS.
     """
     with engine.connect() as client, contextlib.ExitStack() as stack:
 
@@ -123,6 +148,7 @@ def running(built: Settings) -> Iterator[Run]:
             options: dict[str, Any] | None = None,
             users: bool = True,
             stage: str = "patched",
+            alone: bool = False,
             **environment: str,
         ) -> DeployedContainer:
             password = secrets.token_hex(8)
@@ -136,6 +162,8 @@ def running(built: Settings) -> Iterator[Run]:
             if users:
                 user = render("freeswitch/user", user="alice", password=password)
                 container.put_archive(DIRECTORY, engine.tar({"alice.xml": user}))
+            if not alone and not (options or {}).get("read_only"):
+                container.put_archive("/run/freeswitch", dtls(f"{built.image}:patched"))
             if files:
                 container.put_archive("/etc/freeswitch", engine.tar(files))
             container.start()

@@ -22,7 +22,7 @@ from tests.image.deployment.node import (
 
 
 def test_defaults(run: Run) -> None:
-    node = run().ready()
+    node = run(alone=True).ready()
     assert node.shell("id -un")[1] == "freeswitch"
     # The event socket listens inside only; SIP over UDP and TCP, and nothing else.
     for port in (ESL_PORT, 5061, 5066, 7443):
