@@ -38,8 +38,8 @@ async def every(tool: str, level: int, *arguments: str, only: tuple[str, ...] = 
 async def run(tool: str) -> dict[str, Any]:
     # These wait most of the time, and for no moment of their own.
     together = {
-        "rekey": rekey(tool, protocols=("tls", "wss"), wait=90),
-        "rekey late": rekey(tool, "-m", "20", protocols=("tls",), wait=60),
+        "rekey": rekey(tool, protocols=("tls", "wss"), wait=120),
+        "rekey late": rekey(tool, "-m", "20", protocols=("tls",), wait=120),
         "plain": every(tool, 1),
         "keep": every(tool, 1, "-k"),
         "thread": every(tool, 1, "-t"),
