@@ -12,7 +12,7 @@ from scripts.image import build
 from scripts.machine import files, terminal
 from scripts.pins.settings import Settings
 from scripts.report import write
-from scripts.scenario import run, table
+from scripts.scenario import check, player, run, table
 from scripts.scenario.outcome import Run
 from scripts.scenario.run import Break, Interrupted
 from scripts.scenario.table import Scenario
@@ -27,6 +27,8 @@ def verify(settings: Settings, name: str = KILL) -> None:
     ToolkitError if any case didn't pass or couldn't be run.
     """
     scenarios = table.chosen(name)
+    for scenario in scenarios:
+        check.check(scenario, player.VERBS)
     write.prepare(settings.report_directory)
     build.build(settings)
     failures = []
@@ -55,7 +57,10 @@ def play(settings: Settings, scenario: Scenario, variants: Sequence[str] = (), c
     with Break() as stopped:
         with terminal.work(console) as work:
             outcome, failure = run.run(settings, scenario, settings.report_directory / "logs", work, stopped, variants)
-        page = write.write(outcome, settings.report_directory)
+        try:
+            page = write.write(outcome, settings.report_directory)
+        except ToolkitError as error:
+            raise ToolkitError("; ".join(str(one) for one in (failure, error) if one)) from failure
         write.show(outcome, console)
     where = f"report in {files.short(page)}"
     if failure:

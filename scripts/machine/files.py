@@ -96,6 +96,7 @@ def read_yaml(path: Path, shown: str = "") -> Any:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         problem = " ".join(str(error.problem).split())
         raise ToolkitError(f"{shown or path.name}: is not YAML ({where}{problem})", "correct it") from error
-    except YAMLError as error:
+    except (YAMLError, ValueError, RecursionError) as error:
+        # A date or a number that is none, and brackets without end, are errors of Python.
         problem = " ".join(str(error).split())
         raise ToolkitError(f"{shown or path.name}: is not YAML ({problem})", "correct it") from error

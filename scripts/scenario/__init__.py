@@ -6,7 +6,8 @@
 `preload/`: makes FreeSWITCH believe in other CPUs, and tell what it allocates
 `phone`: a client as a process, to be killed
 `sipp`: SIPp as a process, to be killed
-`verb`: what a step can say, and what of it can't be played
+`verb`: what a step can say
+`check`: what of a scenario can't be played
 `player`: plays a case: the verbs of the tables
 `judge`: what came of a step, compared with what had to
 `outcome`: what a run came to: its images, and a result for each case and image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ CLOCK_SKEW = 1
 TOLERANCE = 0.001
 # The TLS code has no errno of its own to tell.
 ERRNOS = {"peer-closed": {"NONE"}, "reset": {"ECONNRESET", "EPIPE", "EIO"}, "timeout": {"ETIMEDOUT", "EHOSTUNREACH"}}
+ALIAS = re.compile(r"[A-Za-z0-9._-]+\*[1-9][0-9]{0,3}")
+LEFT = re.compile(r"[0-9]{1,6}")
 # What a report has in common with the registration that it is about.
 SHARED = ("profile-name", "from-host", "contact", "call-id", "user-agent", "network-ip", "network-port")
 
@@ -51,10 +54,14 @@ def read(text: str) -> tuple[list[Wanted], bool]:
     Raises ToolkitError, with the part, if it is none.
     """
     optional = text.startswith("at most ")
-    found = []
-    for part in text.removeprefix("at most ").split(";"):
+    found: list[Wanted] = []
+    parts = text.removeprefix("at most ").split(";")
+    for part in parts:
+        named = next((word for word in part.split() if "*" in word and not ALIAS.fullmatch(word)), "")
+        if named:
+            raise ToolkitError(f"'{named}' are no users: write u*50 for u1 to u50, 9999 at most")
         match part.split():
-            case ["nothing"]:
+            case ["nothing"] if len(parts) == 1:
                 pass
             case ["each", "registered", alias, causes]:
                 found.append(Wanted("registered", alias, 0, _causes(causes)))
@@ -62,13 +69,17 @@ def read(text: str) -> tuple[list[Wanted], bool]:
                 found.append(Wanted("unregistered", alias))
             case [alias, "unregistered", "itself"]:
                 found.append(Wanted("itself", alias))
-            case [alias, left, "left", causes] if left.isdigit():
+            case [alias, left, "left", causes] if LEFT.fullmatch(left):
                 found.append(Wanted("report", alias, int(left), _causes(causes)))
             case _:
                 raise ToolkitError(
                     f"'{part.strip()}' is no outcome: write 'u 0 left peer-closed', 'u unregistered', "
                     "'u unregistered itself' or 'nothing', with semicolons between"
                 )
+    if optional and any(one.kind != "report" for one in found):
+        raise ToolkitError("only reports can be 'at most': unregisters come or don't")
+    if len({(one.alias, one.kind) for one in found}) < len(found):
+        raise ToolkitError(f"'{text}' says two things of one user: write one, with the causes in it (reset|timeout)")
     return found, optional
 
 

@@ -29,6 +29,7 @@ from scripts.scenario.verb import (
     Crowd,
     End,
     Ends,
+    Halves,
     Held,
     Joins,
     Kills,
@@ -43,6 +44,7 @@ from scripts.scenario.verb import (
     User,
     Users,
     Verbs,
+    only,
 )
 
 VERBS = Verbs()
@@ -164,17 +166,20 @@ class Player:
         self._end(name).reset()
 
     @verb
-    def half_close(self, name: Open) -> None:
+    @only("tcp", "tls", "ws", "wss")
+    def half_close(self, name: Halves) -> None:
         """Close the own half of the connection, and go on reading."""
         self.ended = self.clients[name].address
         self.clients[name].half_close()
 
     @verb
+    @only("tls", "wss")
     def close_notify(self, name: Ends) -> None:
         """Send TLS's close_notify, then close."""
         self._end(name).close_notify()
 
     @verb
+    @only("ws", "wss")
     def ws_close(self, name: Ends) -> None:
         """Send a close frame of WebSocket, then close."""
         self._end(name).ws_close()
@@ -200,10 +205,15 @@ class Player:
         self.processes[alias] = process
 
     @verb
+    @only(*sipp.TRANSPORTS)
     def sipp(self, alias: Starts, scenario: Script) -> None:
         """Let SIPp play sipp/`scenario`.xml.j2 as the user, and wait until it has registered."""
         user, seen = self._user(alias), len(self.switch.recorder.events)
-        client = sipp.start(self.lab, scenario, self.case.name, user, self.case.profile, self.case.transport)
+        if before := self.sipps.pop(alias, None):
+            before.remove()
+        case = str(self.case) if self.lab.scenario.several else self.case.name
+        name = f"{case} {alias}" if self.sipps else case
+        client = sipp.start(self.lab, scenario, name, user, self.case.profile, self.case.transport)
         self.sipps[alias] = client
         self.lab.versions.setdefault("sipp", sipp.version(client.container))
 
@@ -258,6 +268,7 @@ class Player:
         client.close()
 
     @verb
+    @only("ws", "wss")
     def broken_frame_and_fin(self, name: Ends) -> None:
         """Send bytes that are no frame of WebSocket, and close."""
         client = self._end(name)
@@ -265,6 +276,7 @@ class Player:
         client.close()
 
     @verb
+    @only("tls", "wss")
     def clear_text_and_fin(self, name: Ends) -> None:
         """Send clear text in the middle of TLS, and close."""
         client = self._end(name)
@@ -281,6 +293,7 @@ class Player:
                 connection.sendall(self.random.randbytes(self.random.randint(1, 4000)))
 
     @verb
+    @only("tls", "ws", "wss")
     def abort_handshake(self, count: Count) -> None:
         """Let so many clients end in the middle of the TLS handshake or the WebSocket upgrade."""
         target = self.lab.target(self.case.profile, self.case.transport)

@@ -6,7 +6,7 @@ import contextlib
 import importlib.metadata
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -24,7 +24,7 @@ from scripts.freeswitch.recorder import ESL_PORT
 from scripts.image import provenance
 from scripts.machine import engine
 from scripts.pins.settings import Settings
-from scripts.scenario import judge, outcome, player, sipp
+from scripts.scenario import judge, outcome, player
 from scripts.scenario.lab import Lab
 from scripts.scenario.outcome import Image, Result, Run, Verdict
 from scripts.scenario.player import Player
@@ -143,7 +143,11 @@ class Record:
         ended_ns = time.time_ns()
         measured = [stage for stage in stages if stage.step.split()[0] not in MANY]
         delays = [arrival * 1e3 for stage in measured for arrival in stage.arrivals]
-        logs = self._logs(lab, case, began_ns) if verdict in (Verdict.FAILED, Verdict.ERROR) else {}
+        logs = (
+            self._logs(lab, [one.log for one in play.sipps.values()], began_ns)
+            if verdict in (Verdict.FAILED, Verdict.ERROR)
+            else {}
+        )
         # Stock code removes WebSocket registrations anyway: that counts where it was asked for.
         counted = [stage for stage in stages if case.transport in ("tcp", "tls") or stage.expected.unregisters]
         expected = outcome.counted(
@@ -174,8 +178,8 @@ class Record:
             **self._where(case),
         )
 
-    def _logs(self, lab: Lab, case: Case, began_ns: int) -> dict[str, str]:
-        """Return the ends of the logs: of SIPp's, if it played, and of what FreeSWITCH printed meanwhile."""
+    def _logs(self, lab: Lab, played: Sequence[str], began_ns: int) -> dict[str, str]:
+        """Return the ends of the logs: of SIPp's, the files `played`, and of what FreeSWITCH printed meanwhile."""
         switch, found = lab.freeswitch, {}
         try:
             with self._lock:
@@ -188,9 +192,9 @@ class Record:
                 found[f"{switch.variant}-freeswitch.log"] = _end(
                     (switch.logs / f"{switch.variant}-freeswitch.log").read_bytes()
                 )
-        name = sipp.log_name(switch.variant, case.name)
-        with contextlib.suppress(OSError):
-            found = {name: _end((switch.logs / name).read_bytes()), **found}
+        for name in played:
+            with contextlib.suppress(OSError):
+                found = {name: _end((switch.logs / name).read_bytes()), **found}
         return found
 
 

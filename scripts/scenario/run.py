@@ -22,7 +22,7 @@ from scripts.freeswitch.events import REGISTER, UNREGISTER
 from scripts.machine import engine
 from scripts.machine.terminal import ProgressDisplay, TaskProgress
 from scripts.pins.settings import Settings
-from scripts.scenario import ensemble, lab, player, record, verb
+from scripts.scenario import check, ensemble, lab, player, record
 from scripts.scenario.lab import RUN_LABEL, Lab
 from scripts.scenario.outcome import Image, Result, Run
 from scripts.scenario.record import Lost, Record
@@ -76,7 +76,7 @@ def run(
     Logs of what went wrong go to `logs`. `stopped` breaks it off. Containers
     and networks are removed in any case; the error says what could not be.
     """
-    verb.check(scenario, player.VERBS)
+    check.check(scenario, player.VERBS)
     # A log must not be taken for this run's.
     shutil.rmtree(logs, ignore_errors=True)
     failure: ToolkitError | None = None

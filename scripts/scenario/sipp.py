@@ -6,6 +6,8 @@ whether a FIN still gets out of it, is up to the engine.
 
 from __future__ import annotations
 
+import re
+import secrets
 import signal
 import time
 from dataclasses import dataclass
@@ -28,7 +30,12 @@ HOLD_MS = 3_600_000
 
 def log_name(variant: str, case: str) -> str:
     """Return the name of the file with SIPp's logs of `case` on the image `variant`."""
-    return f"{variant}-{case.replace(' ', '-')}-sipp.log"
+    return f"{variant}-{_plain(case)}-sipp.log"
+
+
+def _plain(case: str) -> str:
+    """Return what a file and a container can be called after `case`."""
+    return re.sub("[^A-Za-z0-9.-]+", "-", case)
 
 
 @dataclass
@@ -103,7 +110,8 @@ def start(lab: Lab, name: str, case: str, user: str, profile: str, transport: st
         entrypoint=["sleep"],
         command=["infinity"],
         init=True,
-        name=f"{lab.name}-{case.replace(' ', '-')}-sipp",
+        # A case may have several.
+        name=f"{lab.name}-{_plain(case)}-{secrets.token_hex(2)}-sipp",
         labels=dict(lab.labels),
         network=lab.network,
     )

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from jinja2 import Environment, TemplateError
+from jinja2 import Environment
 from pydantic import Field, ValidationError, field_validator
 
 from scripts.errors import ToolkitError
@@ -28,6 +28,12 @@ ARROW = "->"
 Transport = Literal["udp", "tcp", "tls", "ws", "wss"]
 Port = Annotated[int, Field(gt=0, lt=65533)]
 Seconds = Annotated[float, Field(ge=0, le=3600)]
+
+
+def _distinct(value: list[Any]) -> list[Any]:
+    if len(set(value)) != len(value):
+        raise ValueError("names something twice")
+    return value
 
 
 class _ListenerEntry(Model):
@@ -62,9 +68,7 @@ class _Needs(Model):
     @field_validator("images", "cpus", "users")
     @classmethod
     def _once(cls, value: list[Any]) -> list[Any]:
-        if len(set(value)) != len(value):
-            raise ValueError("names something twice")
-        return value
+        return _distinct(value)
 
 
 FIELDS = tuple(_Needs.model_fields)
@@ -80,6 +84,11 @@ class _CaseEntry(Model):
     done: str = ""
     alone: bool = False
     capture: bool = False
+
+    @field_validator("profiles", "over")
+    @classmethod
+    def _once(cls, value: list[Any]) -> list[Any]:
+        return _distinct(value)
 
 
 @dataclass(frozen=True)
@@ -167,7 +176,8 @@ class Scenario:
         """
         try:
             return self._templates[template.endswith(".xml")].get_template(f"{template}.j2").render(values)
-        except TemplateError as error:
+        except Exception as error:
+            # Of Jinja, of what its expressions come to, and of a file that is no text.
             raise ToolkitError(f"{short(self.directory / template)}.j2: {type(error).__name__}: {error}") from None
 
     def has(self, template: str) -> bool:

@@ -1,10 +1,10 @@
-"""What the steps of a table can say: verbs with their arguments, and what becomes of connections and users by them."""
+"""What the steps of a table can say: verbs, and what their arguments are."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
@@ -12,10 +12,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from pydantic import Field, TypeAdapter, ValidationError
 
 from scripts.errors import ToolkitError
-from scripts.image import variables
-from scripts.machine.files import short
-from scripts.scenario import judge
-from scripts.scenario.table import ARROW, Scenario
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -25,6 +21,7 @@ class Role(Enum):
 
     OPENS = "a connection that it opens"
     OPEN = "a connection that is open"
+    HALVES = "a connection that is open, and whose own half it closes"
     ENDS = "a connection that is open, and that it ends"
     JOINS = "a connection that is open, and that it registers the user over"
     HELD = "a connection that is open, and that the user has registered over"
@@ -36,14 +33,11 @@ class Role(Enum):
     KILLS = "a user with a process, which it ends"
 
 
-_OF_USERS = {Role.USER, Role.CROWD, Role.STARTS, Role.RUNS, Role.KILLS}
-_OF_OPEN = {Role.OPEN, Role.ENDS, Role.JOINS, Role.HELD}
-_OF_REGISTERED = {Role.HELD, Role.LEFT}
-_OF_PROCESSES = {Role.RUNS, Role.KILLS}
 _NAME = Field(pattern=r"^[A-Za-z0-9._-]+$")
 _USERS = Field(pattern=r"^[A-Za-z0-9._-]+(\*[1-9][0-9]{0,3})?$")
 Opens = Annotated[str, _NAME, Role.OPENS]
 Open = Annotated[str, _NAME, Role.OPEN]
+Halves = Annotated[str, _NAME, Role.HALVES]
 Ends = Annotated[str, _NAME, Role.ENDS]
 Joins = Annotated[str, _NAME, Role.JOINS]
 Held = Annotated[str, _NAME, Role.HELD]
@@ -56,7 +50,7 @@ Runs = Annotated[str, _NAME, Role.RUNS]
 Kills = Annotated[str, _NAME, Role.KILLS]
 Count = Annotated[int, Field(ge=0, le=100_000)]
 Pause = Annotated[float, Field(ge=0, le=3600)]
-Option = Annotated[str, Field(pattern=r"^(plain|expires=[0-9]+)$")]
+Option = Annotated[str, Field(pattern=r"^(plain|expires=[0-9]{1,10})$")]
 Script = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
 End = Literal["fin", "rst"]
 Broken = Literal[
@@ -73,6 +67,11 @@ class Verb:
     @property
     def name(self) -> str:
         return self.method.__name__
+
+    @property
+    def over(self) -> Sequence[str]:
+        """The transports that it can be played over; empty: all."""
+        return getattr(self.method, "over", ())
 
     @cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -131,6 +130,16 @@ class Verb:
                 yield name, word
 
 
+def only(*transports: str) -> Callable[[Method], Method]:
+    """Return a decorator for a verb that can be played over `transports` only."""
+
+    def mark(method: Method) -> Method:
+        setattr(method, "over", transports)  # noqa: B010
+        return method
+
+    return mark
+
+
 class Verbs(Mapping[str, Verb]):
     """The verbs that a table can call, in the order of their names."""
 
@@ -150,119 +159,3 @@ class Verbs(Mapping[str, Verb]):
 
     def __len__(self) -> int:
         return len(self._found)
-
-
-def check(scenario: Scenario, verbs: Verbs) -> None:
-    """Raise ToolkitError, with the file, the case and the step, if `verbs` can't play a step of `scenario`."""
-    where = short(scenario.directory / "table.yaml")
-    if not scenario.composed:
-        _check_alone(scenario)
-    listens = _listens(scenario)
-    for variant in scenario.images:
-        for case in scenario.cases(variant):
-            known = _Known(scenario, verbs, listens)
-            try:
-                known.connect(case.transport)
-            except ToolkitError as error:
-                raise ToolkitError(f"{where}: case '{case.name}': {error}") from None
-            for step in case.steps:
-                action, _, outcome = step.partition(ARROW)
-                try:
-                    known.play(action.split())
-                    known.judge(outcome.strip())
-                except ToolkitError as error:
-                    raise ToolkitError(f"{where}: case '{case.name}': step '{step}': {error}") from None
-
-
-def _check_alone(scenario: Scenario) -> None:
-    """Raise ToolkitError if nobody could register with the image as it is."""
-    if not scenario.configures("directory") and not scenario.environment.get("DIRECTORY_URL"):
-        raise ToolkitError(
-            f"{short(scenario.directory)}: there is no freeswitch/directory/users.xml.j2, and the image has no users: "
-            "copy the one of the scenario 'kill'"
-        )
-
-
-def _listens(scenario: Scenario) -> set[str] | None:
-    """Return the transports of the image that `scenario` leaves as it is; None if it says itself what is there."""
-    if scenario.composed or scenario.configures("autoload_configs/sofia.conf.xml.j2"):
-        return None
-    return set((scenario.environment.get("SIP_TRANSPORTS") or variables.default("SIP_TRANSPORTS")).split(","))
-
-
-@dataclass
-class _Known:
-    """What there is at a step of a case: connections, registrations (user, connection), processes, users."""
-
-    scenario: Scenario
-    verbs: Verbs
-    listens: set[str] | None
-    connections: set[str] = field(default_factory=set)
-    registrations: set[tuple[str, str]] = field(default_factory=set)
-    processes: set[str] = field(default_factory=set)
-    users: set[str] = field(default_factory=set)
-
-    def connect(self, transport: str) -> None:
-        """Raise ToolkitError if nothing listens for `transport`."""
-        if self.listens is not None and transport not in self.listens:
-            raise ToolkitError(
-                f"the image listens for {', '.join(sorted(self.listens))} only, not for {transport}: "
-                f"add it to SIP_TRANSPORTS in the environment of scenario.yaml"
-            )
-
-    def play(self, words: Sequence[str]) -> None:
-        """Note what the step `words` does; raise ToolkitError if it can't be done."""
-        name, *arguments = words or [""]
-        if name not in self.verbs:
-            raise ToolkitError(f"there is no verb '{name}': one of {', '.join(self.verbs)}")
-        called = self.verbs[name]
-        values = called.read(arguments)
-        roles = called.roles(arguments)
-        aliases = {one for role, word in roles.items() if role in _OF_USERS for one in judge.aliases(word)}
-        if self.scenario.users and (strangers := sorted(aliases - set(self.scenario.users))):
-            raise ToolkitError(f"no user '{strangers[0]}': add it to users in scenario.yaml")
-        for role, word in roles.items():
-            self._needs(role, word, aliases)
-        for role, word in roles.items():
-            self._note(role, word, aliases)
-        self.users |= aliases
-        if called.name == "open" and len(values) > 1:
-            self.connect(values[1])
-        if called.name == "fin_all":
-            self.connections.clear()
-        if called.name == "sipp" and not self.scenario.has(f"sipp/{values[1]}.xml"):
-            raise ToolkitError(f"there is no {short(self.scenario.directory)}/sipp/{values[1]}.xml.j2: add it")
-
-    def judge(self, outcome: str) -> None:
-        """Raise ToolkitError if `outcome` is about somebody who was not in the case up to here."""
-        for wanted in judge.read(outcome)[0] if outcome else ():
-            if strangers := sorted(set(judge.aliases(wanted.alias)) - self.users):
-                raise ToolkitError(f"nothing can come of '{strangers[0]}', who is in no step so far")
-
-    def _needs(self, role: Role, word: str, aliases: set[str]) -> None:
-        if role in _OF_OPEN and word not in self.connections:
-            raise ToolkitError(f"no connection '{word}' is open: write 'open {word}' before")
-        if role in _OF_PROCESSES and word not in self.processes:
-            raise ToolkitError(f"'{word}' has no process: write 'spawn {word}' or 'sipp {word} scenario' before")
-        if role in _OF_REGISTERED:
-            for alias in aliases:
-                if (alias, word) not in self.registrations:
-                    raise ToolkitError(
-                        f"'{alias}' has not registered over '{word}': write 'register {alias} {word}' before"
-                    )
-
-    def _note(self, role: Role, word: str, aliases: set[str]) -> None:
-        match role:
-            case Role.OPENS:
-                self.connections.add(word)
-            case Role.ENDS:
-                self.connections.discard(word)
-            case Role.JOINS:
-                self.registrations |= {(alias, word) for alias in aliases}
-            case Role.CROWD:
-                self.connections |= aliases
-                self.registrations |= {(alias, alias) for alias in aliases}
-            case Role.STARTS:
-                self.processes.add(word)
-            case Role.KILLS:
-                self.processes.discard(word)

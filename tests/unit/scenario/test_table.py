@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from scripts.errors import ToolkitError
-from scripts.scenario import player, table, verb
+from scripts.scenario import check, player, table
 from scripts.scenario.sipp import TRANSPORTS
 from scripts.scenario.table import PATCHED, STOCK, Scenario
 
@@ -142,43 +142,93 @@ def test_names_of_cases_are_there_once(tmp_path: Path) -> None:
         ("storm alice slowly", "'slowly' is no end: input should be 'fin' or 'rst'"),
         ("register alice a expires=soon", "'expires=soon' is no options: string should match"),
         ("crowd u*2*3", "'u*2*3' is no alias"),
+        ("open a", "connection 'a' is open already: give this one another name"),
+        ("register alice h", "nothing can be sent over 'h' any more"),
+        ("half_close h", "nothing can be sent over 'h' any more"),
+        ("spawn carol", "'carol' has a process already: write 'kill carol' before"),
+        ("end carol", "'carol' has no SIPp, which comes to an end by itself"),
+        ("close_notify a", "it can't be played over tcp: only over tls, wss"),
+        ("ws_close a", "it can't be played over tcp: only over ws, wss"),
+        ("fin a -> u*x 0 left reset", "'u*x' are no users: write u*50"),
+        ("fin a -> u*99999 0 left reset", "'u*99999' are no users"),
+        ("fin a -> alice \u00b2 left reset", "is no outcome: write"),
+        ("fin a -> at most alice unregistered", "only reports can be 'at most'"),
+        ("fin a -> nothing; alice 0 left reset", "'nothing' is no outcome"),
+        ("fin a -> alice 0 left reset; alice 1 left reset", "says two things of one user"),
         ("fin a -> bob 0 left reset", "nothing can come of 'bob', who is in no step so far"),
     ],
 )
 def test_step_that_cannot_be_played_is_refused_before_anything_runs(tmp_path: Path, step: str, what: str) -> None:
-    found = made(tmp_path, rows=({**ROW, "do": ["open a", "open c", "fin c", step]},))
+    before = ["open a", "open c", "fin c", "open h", "half_close h", "spawn carol"]
+    needs = {**NEEDS, "users": ["alice", "carol"]}
+    wrong = ("u*x", "u*99999", "\u00b2", "at most", "nothing; ", "alice 1")
     with pytest.raises(ToolkitError) as caught:
-        verb.check(found, player.VERBS)
+        check.check(made(tmp_path, needs, ({**ROW, "do": [*before, step]},)), player.VERBS)
+    if any(text in step for text in wrong):
+        assert what in str(caught.value)
+        return
     assert f"case 'the client closes': step '{step}': " in str(caught.value) and what in str(caught.value)
 
 
 def test_image_that_does_not_listen_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    found = made(tmp_path, needs={**NEEDS, "environment": {}})
+    found = made(tmp_path, needs={**NEEDS, "environment": {}}, rows=({**ROW, "alone": True},))
     what = "case 'the client closes': the image listens for tcp, udp only, not for tls: add it to SIP_TRANSPORTS"
     with pytest.raises(ToolkitError, match=what):
-        verb.check(found, player.VERBS)
+        check.check(found, player.VERBS)
     # Its own profiles listen for what they say.
     (found.directory / "freeswitch/autoload_configs").mkdir()
     (found.directory / "freeswitch/autoload_configs/sofia.conf.xml.j2").touch()
-    verb.check(found, player.VERBS)
+    check.check(found, player.VERBS)
 
 
 def test_scenario_without_users_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    found = made(tmp_path)
+    found = made(tmp_path, rows=({**ROW, "alone": True},))
     (found.directory / "freeswitch/directory/users.xml.j2").unlink()
     (found.directory / "freeswitch/directory").rmdir()
     with pytest.raises(ToolkitError, match=r"no freeswitch/directory/users.xml.j2, .* copy the one of .*'kill'"):
-        verb.check(found, player.VERBS)
+        check.check(found, player.VERBS)
     (found.directory / "compose.yml.j2").touch()
-    verb.check(found, player.VERBS)
+    check.check(found, player.VERBS)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"cpus": [2]}, r"scenario\.yaml: cpus need a Compose file: add compose\.yml\.j2"),
+        ({"profiles": {"internal": {"port": 5060, "ipv6": True}}}, "'internal': ipv6 needs a Compose file"),
+        ({"profiles": {"internal": {"port": 5080}}}, "'internal': the image listens on port 5060: write that"),
+        ({"profiles": {"internal": {"port": 5060, "parameters": {"a": "b"}}}}, "the image's profile takes no param"),
+        ({"environment": {"SIP_TRANSPORTS": "udp, tcp,tls"}}, "' tcp' is no transport: write some of udp,tcp,tls"),
+        ({"environment": {"SIP_TRANSPORTS": "udp,TCP"}}, "'TCP' is no transport"),
+    ],
+)
+def test_what_the_image_alone_cannot_give_is_refused_with_its_field(
+    tmp_path: Path, change: dict[str, object], what: str
+) -> None:
+    found = made(tmp_path, needs={**NEEDS, **change}, rows=({**ROW, "alone": True},))
+    with pytest.raises(ToolkitError, match=what):
+        check.check(found, player.VERBS)
+
+
+def test_user_of_cases_side_by_side_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ToolkitError, match="user 'alice' is in 'the client closes, internal, tcp' as well"):
+        check.check(made(tmp_path), player.VERBS)
+    check.check(made(tmp_path, rows=({**ROW, "alone": True},)), player.VERBS)
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "case: 2026-13-45\n", "case: !!int abc\n"])
+def test_yaml_that_python_refuses_is_a_line(tmp_path: Path, text: str) -> None:
+    (made(tmp_path).directory / "table.yaml").write_text(text)
+    with pytest.raises(ToolkitError, match=r"mine/table\.yaml: is not YAML"):
+        table.load("mine", tmp_path)
 
 
 def test_connections_and_registrations_end_with_their_step(tmp_path: Path) -> None:
     steps = ["crowd u*2", "fin u1 -> u1 0 left reset", "fin_all", "open u1", "move u2 u2 u1", "refresh u2 u1"]
     needs = {key: value for key, value in NEEDS.items() if key != "users"}
-    verb.check(made(tmp_path, needs, ({**ROW, "do": steps},)), player.VERBS)
+    check.check(made(tmp_path, needs, ({**ROW, "do": steps},)), player.VERBS)
     with pytest.raises(ToolkitError, match="step 'fin u2': no connection 'u2' is open"):
-        verb.check(made(tmp_path, needs, ({**ROW, "do": [*steps, "fin u2"]},)), player.VERBS)
+        check.check(made(tmp_path, needs, ({**ROW, "do": [*steps, "fin u2"]},)), player.VERBS)
 
 
 def test_template_that_is_none_is_refused_with_its_name(tmp_path: Path) -> None:
@@ -186,12 +236,18 @@ def test_template_that_is_none_is_refused_with_its_name(tmp_path: Path) -> None:
     (found.directory / "freeswitch/x.xml.j2").write_text("{{ nobody_gives_this }}")
     with pytest.raises(ToolkitError, match=r"mine/freeswitch/x\.xml\.j2: UndefinedError: 'nobody_gives_this'"):
         found.files()
+    (found.directory / "freeswitch/x.xml.j2").write_text("{{ 1 / 0 }}")
+    with pytest.raises(ToolkitError, match=r"x\.xml\.j2: ZeroDivisionError"):
+        found.files()
+    (found.directory / "freeswitch/x.xml.j2").write_bytes(b"\xff")
+    with pytest.raises(ToolkitError, match=r"x\.xml\.j2: UnicodeDecodeError"):
+        found.files()
 
 
 @pytest.mark.parametrize("name", table.names())
 def test_the_scenarios_of_the_project_can_be_played(name: str) -> None:
     found = table.load(name)
-    verb.check(found, player.VERBS)
+    check.check(found, player.VERBS)
     for variant in found.images:
         assert found.cases(variant)
 

@@ -1,0 +1,196 @@
+"""What of a scenario can't be played, told before anything is built or started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import get_args
+
+from scripts.errors import ToolkitError
+from scripts.image import variables
+from scripts.machine.files import short
+from scripts.scenario import judge
+from scripts.scenario.table import ARROW, Scenario, Transport
+from scripts.scenario.verb import Role, Verb, Verbs
+
+_OF_USERS = {Role.USER, Role.CROWD, Role.STARTS, Role.RUNS, Role.KILLS}
+_WRITES = {Role.OPEN, Role.HALVES, Role.JOINS, Role.HELD}
+_NEEDS_OPEN = {*_WRITES, Role.ENDS}
+_NEEDS_REGISTRATION = {Role.HELD, Role.LEFT}
+# What is put into it is not the image's.
+PROFILES = "autoload_configs/sofia.conf.xml.j2"
+
+
+def check(scenario: Scenario, verbs: Verbs) -> None:
+    """Raise ToolkitError, with the file, the case and the step, if `verbs` can't play `scenario`."""
+    listens = None if scenario.composed else _of_image(scenario)
+    everybody: set[str] = set()
+    where = short(scenario.directory / "table.yaml")
+    for variant in scenario.images:
+        busy: dict[str, str] = {}
+        for case in scenario.cases(variant):
+            known = _Known(scenario, verbs, case.transport, listens)
+            try:
+                known.connect(case.transport)
+                for step in case.steps:
+                    action, _, outcome = step.partition(ARROW)
+                    try:
+                        known.play(action.split())
+                        known.judge(outcome.strip())
+                    except ToolkitError as error:
+                        raise ToolkitError(f"step '{step}': {error}") from None
+                if scenario.users and not case.alone:
+                    known.share(busy, str(case))
+            except ToolkitError as error:
+                raise ToolkitError(f"{where}: case '{case.name}': {error}") from None
+            everybody |= known.users
+    users = any((scenario.directory / "freeswitch/directory").rglob("*.j2"))
+    if everybody and not (scenario.composed or users or scenario.environment.get("DIRECTORY_URL")):
+        raise ToolkitError(
+            f"{short(scenario.directory)}: there is no freeswitch/directory/users.xml.j2, and the image has no users: "
+            "copy the one of the scenario 'kill'"
+        )
+
+
+def _of_image(scenario: Scenario) -> set[str] | None:
+    """Return the transports that the image listens for; None if the scenario says itself what there is.
+
+    Raises ToolkitError if `scenario` needs what only a Compose file or profiles of its own give.
+    """
+    where = short(scenario.directory / "scenario.yaml")
+    if scenario.cpus:
+        raise ToolkitError(f"{where}: cpus need a Compose file: add compose.yml.j2")
+    for profile in scenario.profiles:
+        if profile.ipv6:
+            raise ToolkitError(f"{where}: profile '{profile.name}': ipv6 needs a Compose file: add compose.yml.j2")
+    if scenario.configures(PROFILES):
+        return None
+    port = scenario.environment.get("SIP_PORT") or variables.default("SIP_PORT")
+    for profile in scenario.profiles:
+        if profile.parameters:
+            raise ToolkitError(
+                f"{where}: profile '{profile.name}': the image's profile takes no parameters: "
+                f"set its variables in environment, or add freeswitch/{PROFILES}"
+            )
+        if str(profile.listens("tcp")) != port:
+            raise ToolkitError(
+                f"{where}: profile '{profile.name}': the image listens on port {port}: "
+                "write that, or set SIP_PORT in environment"
+            )
+    text = scenario.environment.get("SIP_TRANSPORTS") or variables.default("SIP_TRANSPORTS")
+    listens = text.split(",")
+    if unknown := [one for one in listens if one not in get_args(Transport)]:
+        raise ToolkitError(
+            f"{where}: SIP_TRANSPORTS '{text}': '{unknown[0]}' is no transport: "
+            "write some of udp,tcp,tls,ws,wss with nothing but commas between"
+        )
+    return set(listens)
+
+
+@dataclass
+class _Known:
+    """What there is at a step of a case: connections with their transport, registrations (user, connection), ..."""
+
+    scenario: Scenario
+    verbs: Verbs
+    transport: str
+    listens: set[str] | None
+    connections: dict[str, str] = field(default_factory=dict)
+    # Nothing can be sent over them any more.
+    halved: set[str] = field(default_factory=set)
+    registrations: set[tuple[str, str]] = field(default_factory=set)
+    # Users with a process, and the verb that has started it.
+    processes: dict[str, str] = field(default_factory=dict)
+    users: set[str] = field(default_factory=set)
+
+    def connect(self, transport: str) -> None:
+        """Raise ToolkitError if nothing listens for `transport`."""
+        if self.listens is not None and transport not in self.listens:
+            raise ToolkitError(
+                f"the image listens for {', '.join(sorted(self.listens))} only, not for {transport}: "
+                "add it to SIP_TRANSPORTS in the environment of scenario.yaml"
+            )
+
+    def share(self, busy: dict[str, str], case: str) -> None:
+        """Note in `busy` who is in `case`; raise ToolkitError if a user is in another one at its side."""
+        for user in sorted(self.users):
+            if other := busy.get(user):
+                raise ToolkitError(
+                    f"user '{user}' is in '{other}' as well, which is played at its side: "
+                    "name another user, write `alone: true`, or leave users out of scenario.yaml"
+                )
+            busy[user] = case
+
+    def play(self, words: Sequence[str]) -> None:
+        """Note what the step `words` does; raise ToolkitError if it can't be done."""
+        name, *arguments = words or [""]
+        if name not in self.verbs:
+            raise ToolkitError(f"there is no verb '{name}': one of {', '.join(self.verbs)}")
+        called = self.verbs[name]
+        values = called.read(arguments)
+        roles = called.roles(arguments)
+        aliases = {one for role, word in roles.items() if role in _OF_USERS for one in judge.aliases(word)}
+        if self.scenario.users and (strangers := sorted(aliases - set(self.scenario.users))):
+            raise ToolkitError(f"no user '{strangers[0]}': add it to users in scenario.yaml")
+        transport = self.transport
+        for role, word in roles.items():
+            self._needs(called, role, word, aliases)
+            transport = self.connections.get(word, transport) if role in _NEEDS_OPEN else transport
+        if called.over and transport not in called.over:
+            raise ToolkitError(f"it can't be played over {transport}: only over {', '.join(called.over)}")
+        opened = self.transport
+        if called.name == "open" and len(values) > 1:
+            opened = values[1]
+            self.connect(opened)
+        for role, word in roles.items():
+            self._note(called, role, word, aliases, opened)
+        self.users |= aliases
+        if called.name == "fin_all":
+            self.connections.clear()
+        if called.name == "sipp" and not self.scenario.has(f"sipp/{values[1]}.xml"):
+            raise ToolkitError(f"there is no {short(self.scenario.directory)}/sipp/{values[1]}.xml.j2: add it")
+
+    def judge(self, outcome: str) -> None:
+        """Raise ToolkitError if `outcome` is about somebody who was not in the case up to here."""
+        for wanted in judge.read(outcome)[0] if outcome else ():
+            if strangers := sorted(set(judge.aliases(wanted.alias)) - self.users):
+                raise ToolkitError(f"nothing can come of '{strangers[0]}', who is in no step so far")
+
+    def _needs(self, called: Verb, role: Role, word: str, aliases: set[str]) -> None:
+        if role is Role.OPENS and word in self.connections:
+            raise ToolkitError(f"connection '{word}' is open already: give this one another name")
+        if role in _NEEDS_OPEN and word not in self.connections:
+            raise ToolkitError(f"no connection '{word}' is open: write 'open {word}' before")
+        if role in _WRITES and word in self.halved:
+            raise ToolkitError(f"nothing can be sent over '{word}' any more, its own half is closed")
+        if role is Role.STARTS and word in self.processes:
+            raise ToolkitError(f"'{word}' has a process already: write 'kill {word}' before, or take another user")
+        if role in (Role.RUNS, Role.KILLS) and word not in self.processes:
+            raise ToolkitError(f"'{word}' has no process: write 'spawn {word}' or 'sipp {word} scenario' before")
+        if role is Role.RUNS and self.processes[word] != "sipp":
+            raise ToolkitError(f"'{word}' has no SIPp, which comes to an end by itself: write 'kill {word}'")
+        if role in _NEEDS_REGISTRATION:
+            for alias in aliases:
+                if (alias, word) not in self.registrations:
+                    raise ToolkitError(
+                        f"'{alias}' has not registered over '{word}': write 'register {alias} {word}' before"
+                    )
+
+    def _note(self, called: Verb, role: Role, word: str, aliases: set[str], transport: str) -> None:
+        match role:
+            case Role.OPENS:
+                self.connections[word] = transport
+                self.halved.discard(word)
+            case Role.HALVES:
+                self.halved.add(word)
+            case Role.ENDS:
+                self.connections.pop(word)
+            case Role.JOINS:
+                self.registrations |= {(alias, word) for alias in aliases}
+            case Role.CROWD:
+                self.connections |= dict.fromkeys(aliases, transport)
+                self.registrations |= {(alias, alias) for alias in aliases}
+            case Role.STARTS:
+                self.processes[word] = called.name
+            case Role.KILLS:
+                self.processes.pop(word)
