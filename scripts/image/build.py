@@ -111,17 +111,18 @@ def build(settings: Settings, console: Console | None = None) -> Images:
         pass  # Without an engine nothing below is worth its time.
     trees.clone(settings.sources, settings.patches, console)
     series.run(settings, console=console)
-    base.ensure(settings.base_image, settings.base_suite, settings.build_directory, console)
-    context = make_context(settings)
-    every = targets(settings)
-    log = settings.build_directory / "build.log"
-    log.unlink(missing_ok=True)
-    for target in every:
-        if SBOM in target.inputs:
-            _write_sbom(settings, context)
-        make(settings, context, target, log, console)
-    check(settings)
-    check_size(settings, console)
+    settings.build_directory.mkdir(parents=True, exist_ok=True)
+    with files.locked(settings.build_directory, console):
+        base.ensure(settings.base_image, settings.base_suite, settings.build_directory, console)
+        context = make_context(settings)
+        log = settings.build_directory / "build.log"
+        log.unlink(missing_ok=True)
+        for target in targets(settings):
+            if SBOM in target.inputs:
+                _write_sbom(settings, context)
+            make(settings, context, target, log, console)
+        check(settings)
+        check_size(settings, console)
     tags = {stage: f"{settings.image}:{stage}" for stage in ("stock", "patched", "sipp")}
     images = Images(**tags, seconds=time.monotonic() - start)
     console.print(f"built {images.stock}, {images.patched} and {images.sipp} in {images.seconds:.0f} s")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 
 from scripts.errors import ToolkitError
 from scripts.machine.files import ROOT
@@ -50,11 +50,15 @@ def tree_directory(path: str) -> Path:
     return (ROOT / path).resolve()
 
 
-def _own(path: str) -> str:
-    """Return what is wrong with `path` for the trees: it must not have other things in it."""
-    directory = tree_directory(path)
-    other = directory == ROOT or directory in ROOT.parents
-    return f": '{path}' is not a directory of its own: give one (build/sources)" if other else ""
+def _own(usual: str) -> AfterValidator:
+    """Return a validator of directories, like `usual`, that must not have the project or more in them."""
+
+    def wrong(path: str) -> str:
+        directory = tree_directory(path)
+        other = directory == ROOT or directory in ROOT.parents
+        return f": '{path}' is not a directory of its own: give one ({usual})" if other else ""
+
+    return checked(wrong)
 
 
 def wrong_repository(value: str) -> str:
@@ -81,7 +85,7 @@ class SourceSection(Model):
 
 
 class Sources(Model):
-    directory: Annotated[Text, checked(_own)]
+    directory: Annotated[Text, _own("build/sources")]
     sofia_sip: SourceSection
     spandsp: SourceSection
     freeswitch: SourceSection
@@ -117,7 +121,7 @@ class ModuleSetSection(Model):
 
 
 class Verify(Model):
-    report_directory: Text
+    report_directory: Annotated[Text, _own("build/report")]
     start_timeout: Annotated[float, between(1, 3600)]
     event_timeout: Annotated[float, between(0.5, 3600)]
 

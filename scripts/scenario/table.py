@@ -77,7 +77,7 @@ FIELDS = tuple(_Needs.model_fields)
 class _CaseEntry(Model):
     """A row of table.yaml. A step is a line or, where the images differ, a line with an outcome for each of them."""
 
-    case: str
+    case: Annotated[str, Field(min_length=1)]
     profiles: Annotated[list[str], Field(min_length=1)]
     over: Annotated[list[Transport], Field(min_length=1)]
     do: Annotated[list[str | dict[str, dict[str, str]]], Field(min_length=1)]
@@ -231,6 +231,8 @@ def load(name: str, directory: Path = SCENARIOS) -> Scenario:
     """
     folder = directory / name
     needs = _checked(folder / "scenario.yaml", _Needs)
+    if not (folder / "table.yaml").is_file():
+        raise ToolkitError(f"{short(folder)}: has no table.yaml: write its cases there (docs/scenarios.md)")
     table = read_yaml(folder / "table.yaml", short(folder / "table.yaml"))
     if not isinstance(table, list) or not table:
         raise ToolkitError(f"{short(folder / 'table.yaml')}: is no list of cases: write `- case: ...`")

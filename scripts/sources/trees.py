@@ -6,7 +6,6 @@ the pin it was made for (`toolkit.pin`, `toolkit.commit`).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -26,7 +25,7 @@ from rich import get_console
 from rich.console import Console
 
 from scripts.errors import ToolkitError
-from scripts.machine import terminal
+from scripts.machine import files, terminal
 from scripts.machine.files import short
 from scripts.machine.git import (
     GIT,
@@ -132,16 +131,8 @@ def locked(sources: Sequence[Source], console: Console | None = None, make: bool
     elif not directory.exists():
         yield
         return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            (console or get_console()).print(f"waiting for another run in {short(directory)}", soft_wrap=True)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with files.locked(directory, console or get_console()):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def inspect(source: Source, every_ref: bool = False) -> Tree | None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import threading
+import time
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from rich.console import Console
 
 from scripts.errors import ToolkitError
 from scripts.machine import files
@@ -29,3 +33,20 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatc
     assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
     with pytest.raises(ToolkitError, match=r"report\.json/x: File exists: name another directory"):
         files.write(path / "x", b"new")
+
+
+def test_second_run_waits_for_the_first(tmp_path: Path) -> None:
+    output, order = io.StringIO(), []
+
+    def second() -> None:
+        with files.locked(tmp_path, Console(file=output)):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with files.locked(tmp_path, Console()):
+        thread.start()
+        while "waiting for another run in" not in output.getvalue():
+            time.sleep(0.01)
+        order.append("first")
+    thread.join(60)
+    assert order == ["first", "second"]

@@ -243,3 +243,5 @@ def test_base_image_is_any_reference(name: str) -> None:
 def test_trees_have_a_directory_of_their_own(directory: str) -> None:
     with pytest.raises(ToolkitError, match=r"setting 'sources\.directory': '.*' is not a directory of its own"):
         load(overrides=[f"sources.directory={directory}"])
+    with pytest.raises(ToolkitError, match=r"setting 'verify\.report_directory': .* give one \(build/report\)"):
+        load(overrides=[f"verify.report_directory={directory}"])
