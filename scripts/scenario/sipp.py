@@ -110,8 +110,8 @@ def start(lab: Lab, name: str, case: str, user: str, profile: str, transport: st
         entrypoint=["sleep"],
         command=["infinity"],
         init=True,
-        # A case may have several.
-        name=f"{lab.name}-{_plain(case)}-{secrets.token_hex(2)}-sipp",
+        # Cases that are told apart by more than a name can have names that are plainly the same.
+        name="-".join([lab.name, *([secrets.token_hex(2)] if lab.scenario.several else []), _plain(case), "sipp"]),
         labels=dict(lab.labels),
         network=lab.network,
     )
