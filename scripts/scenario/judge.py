@@ -22,7 +22,8 @@ CLOCK_SKEW = 1
 TOLERANCE = 0.001
 # The TLS code has no errno of its own to tell.
 ERRNOS = {"peer-closed": {"NONE"}, "reset": {"ECONNRESET", "EPIPE", "EIO"}, "timeout": {"ETIMEDOUT", "EHOSTUNREACH"}}
-ALIAS = re.compile(r"[A-Za-z0-9._-]+\*[1-9][0-9]{0,3}")
+# A user, or so many with a number behind the name.
+USERS = r"[A-Za-z0-9._-]+(\*[1-9][0-9]{0,3})?"
 LEFT = re.compile(r"[0-9]{1,6}")
 # What a report has in common with the registration that it is about.
 SHARED = ("profile-name", "from-host", "contact", "call-id", "user-agent", "network-ip", "network-port")
@@ -57,7 +58,7 @@ def read(text: str) -> tuple[list[Wanted], bool]:
     found: list[Wanted] = []
     parts = text.removeprefix("at most ").split(";")
     for part in parts:
-        named = next((word for word in part.split() if "*" in word and not ALIAS.fullmatch(word)), "")
+        named = next((word for word in part.split() if "*" in word and not re.fullmatch(USERS, word)), "")
         if named:
             raise ToolkitError(f"'{named}' are no users: write u*50 for u1 to u50, 9999 at most")
         match part.split():

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from pydantic import Field, TypeAdapter, ValidationError
 
 from scripts.errors import ToolkitError
+from scripts.scenario.judge import USERS
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -29,12 +30,12 @@ class Role(Enum):
     USER = "a user"
     CROWD = "users, for each of which it opens a connection of its name"
     STARTS = "a user, whose process it starts"
-    RUNS = "a user with a process"
+    RUNS = "a user with SIPp, which comes to an end by itself"
     KILLS = "a user with a process, which it ends"
 
 
 _NAME = Field(pattern=r"^[A-Za-z0-9._-]+$")
-_USERS = Field(pattern=r"^[A-Za-z0-9._-]+(\*[1-9][0-9]{0,3})?$")
+_USERS = Field(pattern=f"^{USERS}$")
 Opens = Annotated[str, _NAME, Role.OPENS]
 Open = Annotated[str, _NAME, Role.OPEN]
 Halves = Annotated[str, _NAME, Role.HALVES]
@@ -74,27 +75,27 @@ class Verb:
         return getattr(self.method, "over", ())
 
     @cached_property
-    def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """The parameters of a step, by name, without the player."""
-        _, *found = inspect.signature(self.method).parameters.values()
-        return {one.name: one for one in found}
+    def _signature(self) -> inspect.Signature:
+        """The signature of a step, without the player."""
+        found = inspect.signature(self.method)
+        _, *parameters = found.parameters.values()
+        return found.replace(parameters=parameters)
 
     @cached_property
     def _hints(self) -> Mapping[str, Any]:
         return get_type_hints(self.method, include_extras=True)
 
+    @cached_property
+    def _adapters(self) -> Mapping[str, TypeAdapter[Any]]:
+        return {name: TypeAdapter(self._hints[name]) for name in self._signature.parameters}
+
     def __str__(self) -> str:
         words = [
             f"[{one.name}]" if one.default != one.empty else f"{one.name}..." if one.kind == one.VAR_POSITIONAL
             else one.name
-            for one in self.parameters.values()
+            for one in self._signature.parameters.values()
         ]  # fmt: skip
         return " ".join([self.name, *words])
-
-    @property
-    def help(self) -> str:
-        """The first line of its docstring."""
-        return (self.method.__doc__ or "").splitlines()[0]
 
     def read(self, words: Sequence[str]) -> list[Any]:
         """Return the arguments `words` as the method takes them.
@@ -104,7 +105,7 @@ class Verb:
         values = []
         for parameter, word in self._bound(words):
             try:
-                values.append(TypeAdapter(self._hints[parameter]).validate_python(word))
+                values.append(self._adapters[parameter].validate_python(word))
             except ValidationError as error:
                 wrong = error.errors()[0]["msg"]
                 raise ToolkitError(f"'{word}' is no {parameter}: {wrong[:1].lower()}{wrong[1:]}") from None
@@ -121,11 +122,10 @@ class Verb:
 
     def _bound(self, words: Sequence[str]) -> Iterator[tuple[str, str]]:
         try:
-            bound = inspect.signature(self.method).bind(None, *words)
+            bound = self._signature.bind(*words)
         except TypeError:
             raise ToolkitError(f"{len(words)} arguments: write '{self}'") from None
-        for name in self.parameters:
-            value = bound.arguments.get(name, ())
+        for name, value in bound.arguments.items():
             for word in value if isinstance(value, tuple) else [value]:
                 yield name, word
 
