@@ -189,17 +189,8 @@ def make_context(settings: Settings) -> Path:
     for empty in ("directory", "scripts", "tls"):
         (context / CONFIGURATION / empty).mkdir()
     for name in (CONFIGURATION, SHARE, "scripts"):
-        open_to_all(context / name)
+        files.open_to_all(context / name)
     return context
-
-
-def open_to_all(directory: Path) -> None:
-    """Let everybody read what is in `directory`, and run what its owner may.
-
-    Docker copies the modes, FreeSWITCH runs as a user of its own, and the umask may be strict.
-    """
-    for path in (directory, *directory.rglob("*")):
-        path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
 
 
 def write_entrypoint(directory: Path) -> None:

@@ -86,6 +86,15 @@ def remedy(error: OSError) -> str:
     return "name another directory in invoke.yaml"
 
 
+def open_to_all(directory: Path) -> None:
+    """Let everybody read what is in `directory`, and run what its owner may.
+
+    Docker copies and mounts with the modes, FreeSWITCH runs as a user of its own, and the umask may be strict.
+    """
+    for path in (directory, *directory.rglob("*")):
+        path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+
+
 def first_line(output: bytes) -> str:
     """Return the first line of `output` that has something on it, 200 characters at most."""
     lines = (" ".join(line.split()) for line in output.decode(errors="replace").splitlines())
@@ -105,7 +114,7 @@ def read_yaml(path: Path, shown: str = "") -> Any:
         return yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ToolkitError(
-            f"{short(path)}: {error.strerror}", f"take it back (`git checkout {short(path)}`)"
+            f"{shown or path.name}: {error.strerror}", f"take it back (`git checkout {short(path)}`)"
         ) from error
     except UnicodeDecodeError as error:
         raise ToolkitError(f"{shown or path.name}: is not UTF-8 ({error.reason})", "save it as that") from error

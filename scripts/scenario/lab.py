@@ -35,6 +35,7 @@ from scripts.freeswitch.recorder import ESL_PORT
 from scripts.freeswitch.sip import Client
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
+from scripts.machine.files import open_to_all
 from scripts.pins.settings import Settings
 from scripts.scenario import relay
 from scripts.scenario.table import PATCHED, Scenario, Wait
@@ -400,9 +401,7 @@ def configure(site: _Site, ipv6: str) -> Path:
     if libraries:
         _compile(site, libraries)
     _certificates(directory / "tls")
-    # FreeSWITCH runs as a user of its own, and the umask may be strict.
-    for path in (directory, *directory.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+    open_to_all(directory)
     return directory / "compose.yml"
 
 

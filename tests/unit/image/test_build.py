@@ -209,17 +209,3 @@ def test_steps_that_take_long_are_shown(
     first, last = output.getvalue().splitlines()
     assert first == f"building x:stock: {step}" and last.startswith("x:stock: ")
     assert log.read_text() == f"==> x:stock\n{printed}"
-
-
-def test_strict_umask_does_not_get_into_the_image(tmp_path: Path) -> None:
-    old = os.umask(0o077)
-    try:
-        (tmp_path / "conf/directory").mkdir(parents=True)
-        for name in ("conf/a.xml", "conf/run.sh"):
-            (tmp_path / name).touch()
-        (tmp_path / "conf/run.sh").chmod(0o700)
-    finally:
-        os.umask(old)
-    build.open_to_all(tmp_path / "conf")
-    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
-    assert modes == {"conf": 0o755, "directory": 0o755, "a.xml": 0o644, "run.sh": 0o755}

@@ -50,3 +50,17 @@ def test_second_run_waits_for_the_first(tmp_path: Path) -> None:
         order.append("first")
     thread.join(60)
     assert order == ["first", "second"]
+
+
+def test_strict_umask_does_not_get_into_the_image(tmp_path: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        (tmp_path / "conf/directory").mkdir(parents=True)
+        for name in ("conf/a.xml", "conf/run.sh"):
+            (tmp_path / name).touch()
+        (tmp_path / "conf/run.sh").chmod(0o700)
+    finally:
+        os.umask(old)
+    files.open_to_all(tmp_path / "conf")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"conf": 0o755, "directory": 0o755, "a.xml": 0o644, "run.sh": 0o755}
