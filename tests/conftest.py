@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import os
 import shutil
 import signal
@@ -97,15 +98,17 @@ def isolated(gitconfig: Path, tmp_path_factory: pytest.TempPathFactory, monkeypa
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(own))
 
 
-@pytest.fixture
-def upstream(tmp_path: Path) -> Callable[[str], Path]:
-    """Return a function that makes a tagged upstream repository of the name given."""
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory: pytest.TempPathFactory, gitconfig: Path) -> Callable[[str], Path]:
+    """Return a function that returns a tagged upstream repository of the name given, the same one each time."""
+    directory = tmp_path_factory.mktemp("releases")
 
+    @functools.cache
     def make(name: str) -> Path:
-        path = tmp_path / "upstream" / name
+        path = directory / name
         (path / "src").mkdir(parents=True)
         (path / "win32").mkdir()
-        git(path, "init", "--quiet", "--initial-branch=main")
+        git(path, "init", "--quiet", "--initial-branch=main", "--template=")
         git(path, "config", "uploadpack.allowFilter", "true")
         (path / "README").write_text(f"{name}\n")
         (path / "src/main.c").write_text("".join(LINES))
@@ -123,21 +126,36 @@ def upstream(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
+def upstream(tmp_path: Path, releases: Callable[[str], Path]) -> Callable[[str], Path]:
+    """Return a function that returns a tagged upstream repository of the name given, the test's own."""
+
+    def make(name: str) -> Path:
+        return Path(shutil.copytree(releases(name), tmp_path / "upstream" / name, symlinks=True))
+
+    return make
+
+
+@pytest.fixture
 def settings(tmp_path: Path, upstream: Callable[[str], Path]) -> Settings:
     """Return settings with two small local upstreams, "one" and "two", and no patches."""
+    return small_settings(tmp_path, upstream)
+
+
+def small_settings(directory: Path, upstream: Callable[[str], Path]) -> Settings:
+    """Return settings with two small upstreams and no patches; what they name is in `directory`."""
     sources = []
     for name in ("one", "two"):
         path = upstream(name)
         commit = git(path, "rev-parse", f"{TAG}^{{commit}}")
-        sources.append(Source(name, f"file://{path}", TAG, commit, ("/win32/",), tmp_path / "build/sources" / name))
-        (tmp_path / "patches" / name).mkdir(parents=True)
+        sources.append(Source(name, f"file://{path}", TAG, commit, ("/win32/",), directory / "build/sources" / name))
+        (directory / "patches" / name).mkdir(parents=True)
     return dataclasses.replace(
         load(),
         sources=tuple(sources),
-        patches=tmp_path / "patches",
+        patches=directory / "patches",
         excluded_patches=(),
-        build_directory=tmp_path / "build",
-        report_directory=tmp_path / "build/report",
+        build_directory=directory / "build",
+        report_directory=directory / "build/report",
     )
 
 
@@ -314,27 +332,27 @@ def add_patch(settings: Settings, tmp_path: Path) -> Callable[..., Path]:
     It changes lines of files in a clone of the upstream that has the earlier
     patches: add_patch("one", "First", {"src/main.c": [3, 30]}).
     """
+    return functools.partial(new_patch, settings.patches, tmp_path)
 
-    def add(name: str, subject: str, files: dict[str, list[int]]) -> Path:
-        work = tmp_path / "author" / name
-        if not work.exists():
-            work.parent.mkdir(exist_ok=True)
-            git(tmp_path, "clone", "--quiet", str(tmp_path / "upstream" / name), str(work))
-        for file, lines in files.items():
-            if (work / file).exists():
-                edited(work / file, *lines)
-            else:
-                (work / file).write_text("new\n")
-        git(work, "add", "--all")
-        git(work, "commit", "--quiet", f"--message={subject}")
-        directory = settings.patches / name
-        number = len(list(directory.glob("*.patch"))) + 1
-        text = git(work, "format-patch", "-1", "--stdout") + "\n"
-        path = directory / f"{number:04}-{subject.lower().replace(' ', '-')}.patch"
-        path.write_text(text)
-        return path
 
-    return add
+def new_patch(patches: Path, directory: Path, name: str, subject: str, files: dict[str, list[int]]) -> Path:
+    """Add a patch to `patches`, see add_patch; the upstreams and their clones are in `directory`."""
+    work = directory / "author" / name
+    if not work.exists():
+        work.parent.mkdir(exist_ok=True)
+        git(directory, "clone", "--quiet", str(directory / "upstream" / name), str(work))
+    for file, lines in files.items():
+        if (work / file).exists():
+            edited(work / file, *lines)
+        else:
+            (work / file).write_text("new\n")
+    git(work, "add", "--all")
+    git(work, "commit", "--quiet", f"--message={subject}")
+    number = len(list((patches / name).glob("*.patch"))) + 1
+    text = git(work, "format-patch", "-1", "--stdout") + "\n"
+    path = patches / name / f"{number:04}-{subject.lower().replace(' ', '-')}.patch"
+    path.write_text(text)
+    return path
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,20 +17,40 @@ from scripts.machine.files import remove
 from scripts.patchset import branch
 from scripts.pins.settings import Settings
 from scripts.sources import trees
-from tests.conftest import git
+from tests.conftest import git, new_patch, small_settings
 
 AddPatch = Callable[..., Path]
 
 
-@pytest.fixture
-def prepared(settings: Settings, add_patch: AddPatch) -> Settings:
-    """Return settings with two patches for "one", one for "two", all as an export writes them."""
-    add_patch("one", "First", {"src/main.c": [3], "new.c": []})
-    add_patch("one", "Second", {"src/main.c": [30, 55], "src/other.c": [10, 50]})
-    add_patch("two", "Third", {"src/main.c": [20]})
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory, releases: Callable[[str], Path]) -> Path:
+    """Return the directory of what `prepared` is a copy of."""
+    directory = tmp_path_factory.mktemp("original")
+
+    def upstream(name: str) -> Path:
+        return Path(shutil.copytree(releases(name), directory / "upstream" / name, symlinks=True))
+
+    settings = small_settings(directory, upstream)
+    add = functools.partial(new_patch, settings.patches, directory)
+    add("one", "First", {"src/main.c": [3], "new.c": []})
+    add("one", "Second", {"src/main.c": [30, 55], "src/other.c": [10, 50]})
+    add("two", "Third", {"src/main.c": [20]})
     trees.clone(settings.sources, settings.patches)
     branch.import_series(settings)
     branch.export_series(settings)
+    return directory
+
+
+@pytest.fixture
+def prepared(settings: Settings, tmp_path: Path, original: Path) -> Settings:
+    """Return settings with two patches for "one", one for "two", all as an export writes them."""
+    remove(tmp_path / "upstream")
+    shutil.copytree(original, tmp_path, symlinks=True, dirs_exist_ok=True)
+    for config in tmp_path.rglob(".git/config"):
+        config.write_text(config.read_text().replace(str(original), str(tmp_path)))
+    for source in settings.sources:
+        # The index knows the files by their times and numbers.
+        git(source.path, "update-index", "-q", "--refresh")
     return settings
 
 
