@@ -5,6 +5,7 @@
 `events`: its events, over the event socket, and `inv watch`
 `sip`: a SIP client that owns its socket
 `subscriber`: `inv watch` for a container
+`dtls`: the key that it wants for DTLS
 `capture`: what goes over the wire next to a container
 `packets`: the segments and messages in it
 """

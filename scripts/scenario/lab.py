@@ -29,6 +29,7 @@ from pytest_docker.plugin import DockerComposeExecutor
 from requests.exceptions import RequestException
 
 from scripts.errors import ToolkitError
+from scripts.freeswitch import dtls
 from scripts.freeswitch.container import FreeSwitch
 from scripts.freeswitch.events import Event
 from scripts.freeswitch.recorder import ESL_PORT
@@ -424,8 +425,9 @@ def _certificates(directory: Path) -> None:
     authority = trustme.CA()
     pem = authority.issue_cert(DOMAIN).private_key_and_cert_chain_pem.bytes()
     directory.mkdir()
-    for name in ("agent.pem", "wss.pem", "dtls-srtp.pem"):
+    for name in ("agent.pem", "wss.pem"):
         (directory / name).write_bytes(pem)
+    (directory / dtls.FILE).write_bytes(dtls.certificate())
     (directory / "cafile.pem").write_bytes(authority.cert_pem.bytes())
 
 
@@ -436,7 +438,7 @@ def _services(command: str, file: str, project: str) -> Iterator[None]:
         yield
     finally:
         # Also after an `up` that failed halfway.
-        _compose(command, file, project, "down --volumes --timeout 5")
+        _compose(command, file, project, "down --volumes --timeout 0")
 
 
 def _compose(command: str, file: str, project: str, action: str) -> None:

@@ -18,6 +18,7 @@ import trustme
 from docker.errors import NotFound
 from docker.models.containers import Container
 
+from scripts.freeswitch import dtls
 from scripts.freeswitch.sip import Client
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
@@ -113,23 +114,18 @@ def remove(container: Container) -> None:
 
 
 @functools.cache
-def dtls(image: str) -> bytes:
-    """Return a tar archive for /run/freeswitch with a key for DTLS.
-
-    Of 4096 bits and made by `image` itself, once: FreeSWITCH takes no smaller one, and making it is most of a start.
-    """
-    making = "openssl req -x509 -newkey rsa:4096 -nodes -days 9 -subj /CN=test -keyout - -out - 2>/dev/null"
-    status, pem = engine.run(image, ["sh", "-c", making])
-    assert status == 0 and pem.count("BEGIN") == 2
+def key_for_dtls() -> bytes:
+    """Return a tar archive for /run/freeswitch with what FreeSWITCH would make itself."""
+    pem = dtls.certificate()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         # Whoever FreeSWITCH runs as.
         directory = tarfile.TarInfo("tls")
         directory.type, directory.mode = tarfile.DIRTYPE, 0o777
         archive.addfile(directory)
-        file = tarfile.TarInfo("tls/dtls-srtp.pem")
+        file = tarfile.TarInfo(f"tls/{dtls.FILE}")
         file.size, file.mode = len(pem), 0o644
-        archive.addfile(file, io.BytesIO(pem.encode()))
+        archive.addfile(file, io.BytesIO(pem))
     return buffer.getvalue()
 
 
@@ -163,7 +159,7 @@ def running(built: Settings) -> Iterator[Run]:
                 user = render("freeswitch/user", user="alice", password=password)
                 container.put_archive(DIRECTORY, engine.tar({"alice.xml": user}))
             if not alone and not (options or {}).get("read_only"):
-                container.put_archive("/run/freeswitch", dtls(f"{built.image}:patched"))
+                container.put_archive("/run/freeswitch", key_for_dtls())
             if files:
                 container.put_archive("/etc/freeswitch", engine.tar(files))
             container.start()

@@ -50,7 +50,7 @@ def test_what_compose_began_is_taken_down_though_it_failed(tmp_path: Path) -> No
         raise AssertionError("it did not start")
     assert [line.split("-p p ")[1] for line in log.read_text().splitlines()] == [
         "up -d",
-        "down --volumes --timeout 5",
+        "down --volumes --timeout 0",
     ]
 
 
