@@ -6,9 +6,10 @@ rendered into shell, the file `values.sh` of the entrypoint.
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,22 @@ class ValueRule:
     ask: str = ""
     say: str = ""
 
+    def holds(self, text: str) -> bool:
+        """Return whether it holds of `text`; `ask` is left to the image."""
+        if self.like and not re.fullmatch(self.like, text, re.DOTALL):
+            return False
+        if self.unlike and re.fullmatch(self.unlike, text, re.DOTALL):
+            return False
+        return not ((self.lowest and int(text) < int(self.lowest)) or (self.highest and int(text) > int(self.highest)))
+
+    def told(self, name: str, value: str, item: str = "") -> str:
+        """Return what the rule says of the `value` of the variable `name`, on one line."""
+        words = {"name": name, "family": name.rpartition("_")[0], "value": value, "item": item}
+        text = PLACEHOLDER.sub(
+            lambda found: words[found[1]] if found[1] in words else item.partition(found[1][-1])[2], self.say
+        )
+        return text.replace("\n", " ")
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -48,6 +65,22 @@ class Kind:
     name: str
     rules: tuple[ValueRule, ...]
     each: tuple[ValueRule, ...]
+
+    def refusal(self, name: str, value: str, has: Callable[[str, str], bool] = lambda ask, item: True) -> str:
+        """Return what is wrong with the `value` of the variable `name`, "" if nothing is.
+
+        `has` answers in the image's place: whether it has what a rule's `ask` looks for, for an item.
+        """
+        for rule in self.rules:
+            if not rule.holds(value):
+                return rule.told(name, value)
+        for item in value.split(",") if self.each else ():
+            for rule in self.each:
+                if rule.ask and not has(rule.ask, item):
+                    return f"{name}='{value}': the image has no {item}"
+                if not rule.holds(item):
+                    return rule.told(name, value, item)
+        return ""
 
 
 def groups() -> list[dict[str, Any]]:
@@ -58,6 +91,18 @@ def groups() -> list[dict[str, Any]]:
 def default(name: str) -> str:
     """Return what the variable `name` is where nothing is given for it; KeyError if there is none of that name."""
     return {item["name"]: str(item["default"]) for group in groups() for item in group["variables"]}[name]
+
+
+def refusal(name: str, value: str) -> str:
+    """Return why the image would not start with the `value` of the variable `name`, "" if it would.
+
+    What only the image knows, its modules and codecs, is not looked at.
+    """
+    known = {item["name"]: item["kind"] for group in groups() for item in group["variables"]}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        return f"the image has no variable {name}: " + (f"write {near[0]}" if near else "docs/deployment.md has them")
+    return next(kind for kind in kinds() if kind.name == known[name]).refusal(name, value) if value else ""
 
 
 def kinds() -> list[Kind]:

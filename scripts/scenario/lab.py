@@ -45,6 +45,8 @@ RUN_LABEL = f"{LABEL}.run"
 HERE = Path(__file__).parent
 CONFIGURATION = "/etc/freeswitch"
 DOMAIN = "example.test"
+# Variables that are set here, and by nobody else.
+RESERVED = ("ESL_LISTEN_IP", "ESL_PORT", "ESL_PASSWORD", "ESL_ACL", "SIP_DOMAIN")
 # How many a scenario has that does not name its users.
 USERS = 7000
 # How often networks are made anew whose addresses are not what containers see of each other.
@@ -256,14 +258,8 @@ class _Site:
 
     def environment(self, acl: str) -> dict[str, str]:
         """Return the variables of FreeSWITCH's container; only the networks `acl` get to its event socket."""
-        return {
-            "ESL_LISTEN_IP": "0.0.0.0",
-            "ESL_PORT": str(ESL_PORT),
-            "ESL_PASSWORD": self.password,
-            "ESL_ACL": acl,
-            "SIP_DOMAIN": DOMAIN,
-            **self.scenario.environment,
-        }
+        values = ("0.0.0.0", str(ESL_PORT), self.password, acl, DOMAIN)
+        return {**self.scenario.environment, **dict(zip(RESERVED, values, strict=True))}
 
     def freeswitch(self, container: Container, address: str, address6: str = "") -> FreeSwitch:
         """Return the FreeSWITCH in `container`, which isn't connected to."""

@@ -198,8 +198,12 @@ def test_scenario_without_users_is_refused_before_anything_runs(tmp_path: Path) 
         ({"profiles": {"internal": {"port": 5060, "ipv6": True}}}, "'internal': ipv6 needs a Compose file"),
         ({"profiles": {"internal": {"port": 5080}}}, "'internal': the image listens on port 5060: write that"),
         ({"profiles": {"internal": {"port": 5060, "parameters": {"a": "b"}}}}, "the image's profile takes no param"),
-        ({"environment": {"SIP_TRANSPORTS": "udp, tcp,tls"}}, "' tcp' is no transport: write some of udp,tcp,tls"),
-        ({"environment": {"SIP_TRANSPORTS": "udp,TCP"}}, "'TCP' is no transport"),
+        ({"environment": {"SIP_TRANSPORTS": "udp, tcp,tls"}}, "environment: SIP_TRANSPORTS='udp, tcp,tls' is not"),
+        (
+            {"environment": {"SIP_TRANSPORTS": "udp,TCP"}},
+            "environment: SIP_TRANSPORTS='udp,TCP': there is no 'TCP': use",
+        ),
+        ({"environment": {"SIP_TRANSPORT": "udp"}}, "the image has no variable SIP_TRANSPORT: write SIP_TRANSPORTS"),
     ],
 )
 def test_what_the_image_alone_cannot_give_is_refused_with_its_field(
