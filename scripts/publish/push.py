@@ -1,7 +1,7 @@
 """Publish the patched image: only the very image that `inv verify` passed, under the tags of its version.
 
-What was pushed is recorded in the report directory: push.json, digest.txt (as
-`sha256sum` writes it, with the repository as name) and provenance.json.
+What was pushed is recorded in the report directory: push.json and digest.txt (as
+`sha256sum` writes it, with the repository as name).
 """
 
 from __future__ import annotations
@@ -31,13 +31,11 @@ from scripts.machine.files import ROOT, short
 from scripts.machine.terminal import listing
 from scripts.patchset import series
 from scripts.pins.settings import Settings, repository
-from scripts.publish import attestation
 from scripts.scenario.table import PATCHED
 
 VERIFY_FILE = "verify.json"
 PUSH_FILE = "push.json"
 DIGEST_FILE = "digest.txt"
-PROVENANCE_FILE = "provenance.json"
 ARCHIVE = "image.tar"
 # The set of modules that needs no mention in a tag.
 USUAL = "core"
@@ -107,10 +105,7 @@ def push(
                     "registry lost it; push again"
                 )
         pushed = Pushed(target, chosen, digests[chosen[0]], str(image.id))
-        statement = attestation.statement(
-            settings, client, image, target, pushed.digest, _byproducts(settings.report_directory)
-        )
-    _write(settings.report_directory, pushed, statement)
+    _write(settings.report_directory, pushed)
     console.print(f"pushed {target}@{pushed.digest}; records in {short(settings.report_directory)}", soft_wrap=True)
     return pushed
 
@@ -322,15 +317,10 @@ def _check_unpublished(client: DockerClient, image: Image, reference: str) -> No
         raise ToolkitError(f"{reference} is published already, as {found}: a version is pushed once, make a new one")
 
 
-def _byproducts(reports: Path) -> list[Path]:
-    return sorted(path for path in reports.glob("*.json") if path.name not in (PUSH_FILE, PROVENANCE_FILE))
-
-
-def _write(directory: Path, pushed: Pushed, statement: str) -> None:
+def _write(directory: Path, pushed: Pushed) -> None:
     contents = {
         PUSH_FILE: json.dumps(asdict(pushed), indent=2) + "\n",
         DIGEST_FILE: f"{pushed.digest.removeprefix('sha256:')}  {pushed.repository}\n",
-        PROVENANCE_FILE: statement,
     }
     for name, text in contents.items():
         files.write(directory / name, text)

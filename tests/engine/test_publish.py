@@ -111,54 +111,6 @@ def test_other_set_of_modules_has_tags_of_its_own(
     assert manifest(registry, target.partition("/")[2], "latest")[0] == usual.digest != full.digest
 
 
-def test_provenance_tells_what_the_image_was_made_from(
-    verified: Settings, client: docker.DockerClient, registry: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("GITHUB_RUN_ID", raising=False)
-    monkeypatch.delenv("GITHUB_WORKFLOW_REF", raising=False)
-    target = f"{registry}/{uuid.uuid4().hex}"
-    pushed = push.push(verified, target, ["edge"], console=quiet())
-    document = json.loads((verified.report_directory / "provenance.json").read_text())
-    assert document["_type"] == "https://in-toto.io/Statement/v1"
-    assert document["predicateType"] == "https://slsa.dev/provenance/v1"
-    assert document["subject"] == [{"name": target, "digest": {"sha256": pushed.digest.removeprefix("sha256:")}}]
-    definition = document["predicate"]["buildDefinition"]
-    commits = {
-        entry["name"]: entry["digest"]["gitCommit"]
-        for entry in definition["resolvedDependencies"]
-        if entry.get("uri", "").startswith("git+file:")
-    }
-    assert commits == {source.name: source.commit for source in verified.sources}
-    assert definition["internalParameters"]["series"] == series.series_hash(verified)
-    base = client.images.get(verified.base_image).id.removeprefix("sha256:")
-    assert {"name": verified.base_image, "digest": {"sha256": base}} in definition["resolvedDependencies"]
-    details = document["predicate"]["runDetails"]
-    assert details["builder"]["id"].endswith("/local-machine/v1")
-    assert [file["name"] for file in details["byproducts"]] == ["verify.json"]
-
-
-def test_provenance_on_github_names_workflow_and_run(
-    verified: Settings, registry: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {
-        "GITHUB_SERVER_URL": "https://git.example.org",
-        "GITHUB_REPOSITORY": "voip/toolkit",
-        "GITHUB_RUN_ID": "42",
-        "GITHUB_RUN_ATTEMPT": "2",
-        "GITHUB_WORKFLOW_REF": "voip/toolkit/.github/workflows/release.yml@refs/tags/v1.2.3",
-    }.items():
-        monkeypatch.setenv(name, value)
-    push.push(verified, f"{registry}/{uuid.uuid4().hex}", ["edge"], console=quiet())
-    document = json.loads((verified.report_directory / "provenance.json").read_text())
-    details = document["predicate"]["runDetails"]
-    workflow = "https://git.example.org/voip/toolkit/.github/workflows/release.yml@refs/tags/v1.2.3"
-    assert details["builder"]["id"] == workflow
-    run = "https://git.example.org/voip/toolkit/actions/runs/42/attempts/2"
-    assert details["metadata"] == {"invocationId": run}
-    first = document["predicate"]["buildDefinition"]["resolvedDependencies"][0]
-    assert first["uri"] == "git+https://git.example.org/voip/toolkit"
-
-
 def test_image_that_was_not_verified_is_not_pushed(
     verified: Settings, client: docker.DockerClient, registry: str
 ) -> None:

@@ -189,10 +189,10 @@ def test_release_page_has_the_digest_and_the_reports(
     assert "`r.example.org/fs@sha256:12`" in page["notes"] and page["latest"] == "true"
     assert [Path(file).name for file in page["files"]] == ["digest.txt", "push.json"]
     # A repeated run brings the files up to date.
-    (settings.report_directory / "provenance.json").write_text("{}")
+    (settings.report_directory / "image.json").write_text("{}")
     assert github.release(settings.report_directory, quiet(), project) == address
     page = gh()["releases"]["v1.2.3"]
-    assert [Path(file).name for file in page["files"]] == ["digest.txt", "provenance.json", "push.json"]
+    assert [Path(file).name for file in page["files"]] == ["digest.txt", "image.json", "push.json"]
     assert gh()["calls"].count("release create") == 1
 
 
