@@ -51,6 +51,8 @@ WITH_DOCKER = frozenset({"engine", "image", "probe", "scenarios"})
 OWN_LABS = frozenset(f"tests/scenarios/test_{name}.py" for name in ("calls", "races", "subscriptions"))
 # Its tests run side by side across its modules.
 DEPLOYMENT = "tests/image/deployment"
+# What must not hang may take on a busy machine, seconds.
+PATIENCE = 60.0
 # Far enough apart for three hunks.
 LINES = [f"line {number}\n" for number in range(1, 61)]
 

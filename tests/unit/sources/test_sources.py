@@ -49,9 +49,7 @@ def test_clone_again_does_nothing(settings: Settings) -> None:
     (settings.sources[0].path / "mine").write_text("mine")
     for name in ("one", "two"):
         shutil.rmtree(settings.sources[0].path.parents[2] / "upstream" / name)
-    start = time.monotonic()
     assert [result.fresh for result in trees.clone(settings.sources, settings.patches)] == [False, False]
-    assert time.monotonic() - start < 0.5
     assert (settings.sources[0].path / "mine").exists()
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from scripts.pins.schema import Watch
 from scripts.pins.settings import Settings
 from scripts.upkeep import doctor
-from tests.conftest import needs_docker
+from tests.conftest import PATIENCE, needs_docker
 
 
 def lines(settings: Settings, **arguments: object) -> tuple[bool, list[str]]:
@@ -29,7 +29,7 @@ def test_without_docker(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
     start = time.monotonic()
     passed, output = lines(settings)
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < PATIENCE
     assert not passed
     failed = [line for line in output if line.startswith("✗")]
     assert len(failed) == 1
