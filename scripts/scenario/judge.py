@@ -22,6 +22,8 @@ CLOCK_SKEW = 1
 TOLERANCE = 0.001
 # The TLS code has no errno of its own to tell.
 ERRNOS = {"peer-closed": {"NONE"}, "reset": {"ECONNRESET", "EPIPE", "EIO"}, "timeout": {"ETIMEDOUT", "EHOSTUNREACH"}}
+# Stock code removes their registrations, whatever the profile says.
+WEBSOCKET = frozenset({"ws", "wss"})
 # A user, or so many with a number behind the name.
 USERS = r"[A-Za-z0-9._-]+(\*[1-9][0-9]{0,3})?"
 LEFT = re.compile(r"[0-9]{1,6}")
@@ -106,12 +108,16 @@ class Expected:
 
 @dataclass
 class Stage:
-    """The outcome of one step with `->`; delays are from the step to detection and arrival, in seconds."""
+    """The outcome of one step with `->`; delays are from the step to detection and arrival, in seconds.
+
+    `unasked` are those of the `unregisters` that stock code does whatever is expected.
+    """
 
     step: str
     expected: Expected
     reports: int = 0
     unregisters: int = 0
+    unasked: int = 0
     itself: int = 0
     delays: list[float] = field(default_factory=list)
     arrivals: list[float] = field(default_factory=list)
@@ -123,6 +129,7 @@ class Scene:
     """What the judge knows of a case.
 
     `history` are all events since its start, `users` the aliases of its users,
+    `transport` the case's and `transports` those of its Call-IDs over others,
     `ended` the near end of the connection that the step has ended, if it ended
     one, `before` when that was, in seconds since the epoch. `killed_ns` is when
     a process was killed, nanoseconds, read on the clock that stamps the reports.
@@ -138,6 +145,7 @@ class Scene:
     killed_ns: int | None = None
     # Nobody else is there: what comes about others is wrong, too.
     alone: bool = False
+    transports: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def registered(self) -> Mapping[tuple[str, str, str], Event]:
@@ -150,6 +158,10 @@ class Scene:
 
     def reports(self, events: Sequence[Event]) -> list[Event]:
         return [event for event in events if event.subclass == self.subclass and event.get("from-user") in self.users]
+
+    def over(self, call_id: str) -> str:
+        """Return the transport of the registration with this Call-ID."""
+        return self.transports.get(call_id, self.transport)
 
     def unregisters(self, events: Sequence[Event]) -> list[Event]:
         return [event for event in events if disconnected(event) and event.get("from-user") in self.users]
@@ -173,12 +185,13 @@ def judge(step: str, expected: Expected, came: Sequence[Event], scene: Scene) ->
     stage = Stage(step, expected)
     reports, unregisters, left = scene.reports(came), scene.unregisters(came), scene.left(came)
     stage.reports, stage.unregisters, stage.itself = len(reports), len(unregisters), len(left)
+    if not expected.unregisters:
+        unregisters = [event for event in unregisters if scene.over(event.get("call-id")) not in WEBSOCKET]
+    stage.unasked = stage.unregisters - len(unregisters)
     stage.problems += _counted(
         "report", [user for user, _, _ in expected.reports], reports, scene.users, expected.optional
     )
-    # WebSocket registrations are removed by stock code, whatever the profile says.
-    if scene.transport in ("tcp", "tls") or expected.unregisters:
-        stage.problems += _counted("unregister by the server", expected.unregisters, unregisters, scene.users)
+    stage.problems += _counted("unregister by the server", expected.unregisters, unregisters, scene.users)
     stage.problems += _counted("unregister", expected.itself, left, scene.users)
     if scene.alone:
         stage.problems += _strangers(came, scene)
@@ -220,7 +233,7 @@ def _report(event: Event, left: int, causes: frozenset[str], scene: Scene, stage
     if registered is None:
         return [f"report for {alias} with Call-ID {found.call_id}, port {found.network_port}: never registered"]
     wanted: dict[str, tuple[object, object]] = {name: (event.get(name), registered.get(name)) for name in SHARED}
-    wanted["transport"] = (found.transport, scene.transport)
+    wanted["transport"] = (found.transport, scene.over(found.call_id))
     wanted["registrations-left"] = (found.registrations_left, left)
     wrong = {name: pair for name, pair in wanted.items() if pair[0] != pair[1]}
     problems = [f"{name} for {alias} is {came!r}, not {must!r}" for name, (came, must) in wrong.items()]

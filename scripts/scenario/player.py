@@ -68,6 +68,8 @@ class Player:
         self.aliases: dict[str, str] = {}
         # Call-ID and Contact of what an alias registered over a connection.
         self.identities: dict[tuple[str, str], tuple[str, str]] = {}
+        # Of what was registered over another transport than the case's, by Call-ID.
+        self.transports: dict[str, str] = {}
         # The near end of the connection that the step has ended.
         self.ended: tuple[str, int] | None = None
         self.processes: dict[str, subprocess.Popen[str]] = {}
@@ -413,6 +415,8 @@ class Player:
 
     def _registered(self, alias: str, name: str, call_id: str, contact: str) -> None:
         self.identities[alias, name] = call_id, contact
+        if (transport := self.clients[name].transport) != self.case.transport:
+            self.transports[call_id] = transport
 
     def _message(self, what: Broken, client: Client) -> bytes:
         whole = client.request("nobody", DOMAIN, 3600, "rubbish")
@@ -503,6 +507,7 @@ class Player:
             self.ended,
             self.killed_ns,
             bool(self.lab.scenario.users),
+            self.transports,
         )
 
     def _mine(self, start: int) -> tuple[list[Event], list[Event]]:
@@ -519,7 +524,8 @@ class Player:
         if len(reports) != known:
             stages[-1].problems.append(f"{len(reports)} reports in all, {known} where they were expected")
         known = sum(stage.unregisters for stage in stages)
-        if len(unregisters) != known and self.case.transport in ("tcp", "tls"):
+        # Of those over WebSocket some come at no step's time.
+        if len(unregisters) != known and not {self.case.transport, *self.transports.values()} & judge.WEBSOCKET:
             stages[-1].problems.append(f"{len(unregisters)} unregisters in all, {known} where they were expected")
         if any(stage.problems for stage in stages):
             for client in self.sipps.values():

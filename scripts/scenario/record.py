@@ -148,15 +148,13 @@ class Record:
             if verdict in (Verdict.FAILED, Verdict.ERROR)
             else {}
         )
-        # Stock code removes WebSocket registrations anyway: that counts where it was asked for.
-        counted = [stage for stage in stages if case.transport in ("tcp", "tls") or stage.expected.unregisters]
         expected = outcome.counted(
             sum(len(stage.expected.reports) for stage in stages),
             sum(len(stage.expected.unregisters) + len(stage.expected.itself) for stage in stages),
         )
         came = outcome.counted(
             sum(stage.reports for stage in stages),
-            sum(stage.unregisters for stage in counted) + sum(stage.itself for stage in stages),
+            sum(stage.unregisters - stage.unasked + stage.itself for stage in stages),
         )
         if verdict is Verdict.ERROR:
             # A step may have had no chance to come to anything.

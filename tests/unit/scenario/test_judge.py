@@ -46,12 +46,21 @@ def registered(subclass: str = REGISTER, **changes: str) -> Event:
     return Event(headers | {key.replace("_", "-"): value for key, value in changes.items()}, ARRIVED_NS - 10**9)
 
 
-def judged(expected: Expected, *events: Event, registration: Event | None = None, transport: str = "tcp") -> Stage:
+def judged(
+    expected: Expected,
+    *events: Event,
+    registration: Event | None = None,
+    transport: str = "tcp",
+    transports: dict[str, str] | None = None,
+) -> Stage:
     first = registration or registered()
     users = {"alice": "u", "v": "v"}
     before = KILLED_US / 1e6
     ended = ("192.0.2.7", 41179)
-    scene = Scene([first, *events], users, transport, SUBCLASS, before, before + 1, ended, KILLED_US * 1000, alone=True)
+    history, killed_ns = [first, *events], KILLED_US * 1000
+    scene = Scene(
+        history, users, transport, SUBCLASS, before, before + 1, ended, killed_ns, True, transports=transports or {}
+    )
     return judge.judge(STEP, expected, events, scene)
 
 
@@ -158,7 +167,19 @@ def test_unregister_by_the_server_is_another_one() -> None:
     ]
     assert problems(Expected(), removed) == ["1 unregister by the server instead of 0 for u"]
     # Over WebSocket stock code removes them whatever the profile says.
-    assert problems(Expected(), removed, transport="ws") == []
+    stage = judged(Expected(), removed, transport="ws")
+    assert (stage.problems, stage.unregisters, stage.unasked) == ([], 1, 1)
+
+
+def test_registration_over_another_transport_is_judged_by_its_own() -> None:
+    over = {REPORT["call-id"]: "ws"}
+    assert problems(ONE, report(transport="ws"), transports=over) == []
+    assert problems(ONE, report(), transports=over) == ["transport for u is 'tcp', not 'ws'"]
+    removed = registered(UNREGISTER, reason="socket-disconnection")
+    assert problems(Expected(), removed, transports=over) == []
+    # Those of the case's own transport count as before.
+    other = registered(UNREGISTER, reason="socket-disconnection", call_id="other")
+    assert problems(Expected(), other, transports=over) == ["1 unregister by the server instead of 0 for u"]
 
 
 @pytest.mark.parametrize(

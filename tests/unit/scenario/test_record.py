@@ -147,13 +147,13 @@ def test_only_a_kill_is_captured(lab: Any) -> None:
     assert capture.problem == "nothing was captured: tcpdump was not started"
 
 
-def test_storm_has_no_delay_and_counts_no_stock_unregisters(lab: Any) -> None:
+def test_storm_has_no_delay_and_what_stock_does_anyway_does_not_count(lab: Any) -> None:
     found = Record(DEATHS)
     with found.case(lab, STORM) as entry:
         entry.stages = [stage(STORM.steps[0], [0.5])]
     assert found.results[STORM].delay_ms is None
     with found.case(lab, KILL) as entry:
-        entry.stages = [stage(KILL.steps[1], [0.001], unregisters=1)]
+        entry.stages = [stage(KILL.steps[1], [0.001], unregisters=1, unasked=1)]
     assert found.results[KILL].came == "1 report"
 
 
