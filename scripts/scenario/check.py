@@ -9,7 +9,7 @@ from scripts.errors import ToolkitError
 from scripts.image import variables
 from scripts.machine.files import short
 from scripts.scenario import judge
-from scripts.scenario.lab import RESERVED
+from scripts.scenario.lab import RESERVED, USERS
 from scripts.scenario.table import ARROW, Scenario
 from scripts.scenario.verb import Role, Verb, Verbs
 
@@ -32,6 +32,7 @@ def check(scenario: Scenario, verbs: Verbs) -> None:
     where = short(scenario.directory / "table.yaml")
     for variant in scenario.images:
         busy: dict[str, str] = {}
+        needed = 0
         for case in scenario.cases(variant):
             known = _Known(scenario, verbs, case.transport, listens)
             try:
@@ -48,6 +49,9 @@ def check(scenario: Scenario, verbs: Verbs) -> None:
             except ToolkitError as error:
                 raise ToolkitError(f"{where}: case '{case.name}': {error}") from None
             everybody |= known.users
+            needed += len(known.users)
+        if not scenario.users and needed > USERS:
+            raise ToolkitError(f"{where}: the cases have {needed} users, {USERS} is the most: take fewer")
     users = any((scenario.directory / "freeswitch/directory").rglob("*.j2"))
     if everybody and not (scenario.composed or users or scenario.environment.get("DIRECTORY_URL")):
         raise ToolkitError(

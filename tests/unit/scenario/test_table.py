@@ -214,6 +214,14 @@ def test_what_the_image_alone_cannot_give_is_refused_with_its_field(
         check.check(found, player.VERBS)
 
 
+def test_more_users_than_there_are_is_refused(tmp_path: Path) -> None:
+    needs = {name: value for name, value in NEEDS.items() if name != "users"}
+    row = {**ROW, "do": ["crowd u*3500", "fin_all"]}
+    check.check(made(tmp_path, needs, (row,)), player.VERBS)
+    with pytest.raises(ToolkitError, match="the cases have 7002 users, 7000 is the most: take fewer"):
+        check.check(made(tmp_path, needs, ({**row, "do": ["crowd u*3501", "fin_all"]},)), player.VERBS)
+
+
 def test_user_of_cases_side_by_side_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match="user 'alice' is in 'the client closes, internal, tcp' as well"):
         check.check(made(tmp_path), player.VERBS)
