@@ -1,4 +1,4 @@
-"""The maps of scripts/ and its wings are true, no module knows one below, no file is long, no class is there twice."""
+"""The maps are true, no module knows one below, no file is long or one that git ignores, no class is there twice."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts.machine.files import ROOT
+from tests.conftest import git
 
 SCRIPTS, TESTS = ROOT / "scripts", ROOT / "tests"
 WINGS = sorted(path.parent for path in SCRIPTS.glob("*/__init__.py"))
@@ -96,3 +97,10 @@ def test_no_file_is_long() -> None:
     files += [*TESTS.rglob("*.py"), *TESTS.rglob("*.sh")]
     lines = {str(path.relative_to(ROOT)): path.read_bytes().count(b"\n") for path in files}
     assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+
+
+def test_no_file_that_git_ignores_is_tracked() -> None:
+    """Caches would change with every run."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("whether a file that git ignores is tracked is not tested: this is no clone")
+    assert git(ROOT, "ls-files", "--cached", "--ignored", "--exclude-per-directory=.gitignore").splitlines() == []
