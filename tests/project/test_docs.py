@@ -291,7 +291,9 @@ def test_language_of_the_tables_is_described() -> None:
         name: [cell for row in table("docs/scenarios.md", name) for cell in row]
         for name in ("Scenarios", "Outcomes", "Verbs", "A scenario")
     }
-    assert sorted(cells["Scenarios"]) == scenarios.names()
+    assert sorted(cells["Scenarios"]) == scenarios.names(), (
+        "docs/scenarios.md: give each folder of templates/scenarios a row in the first table, below Scenarios"
+    )
     kinds = {one.kind for cell in cells["Outcomes"] for one in judge.read(cell)[0]}
     assert kinds == {"report", "unregistered", "itself", "registered"}
     assert cells["Verbs"] == [str(one) for one in player.VERBS.values()]
