@@ -91,7 +91,7 @@ class FreeSwitch:
         ToolkitError, with what it logged, if it isn't ready in `timeout` seconds.
         """
         wanted = subclasses or (self.subclass, REGISTER, UNREGISTER, EXPIRE)
-        self.recorder = Recorder(self.address, self.password, wanted)
+        self.recorder = Recorder(self.address, self.password, wanted, self.halt)
         deadline = time.monotonic() + timeout
         reason, connected = "nothing tried yet", False
         while True:
@@ -115,7 +115,7 @@ class FreeSwitch:
                 reason = str(error)
                 if connected:
                     self.recorder.stop()
-                    self.recorder = Recorder(self.address, self.password, wanted)
+                    self.recorder = Recorder(self.address, self.password, wanted, self.halt)
                 connected = False
             self.pause(0.2)
         if self.cpus:

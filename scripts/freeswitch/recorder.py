@@ -14,15 +14,20 @@ from scripts.freeswitch.events import ConnectionLost, Event, Subscriber
 ESL_PORT = 8021
 # Seconds that an answer may take: FreeSWITCH answers some commands only when all else is done.
 ANSWER = 120.0
+# How often who waits looks whether the run has been broken off, seconds.
+LOOK = 0.5
 
 
 class Recorder:
     """An event socket in a thread of its own that keeps all events that come.
 
-    `error` is what ended it, None while it records.
+    `error` is what ended it, None while it records. `halt` ends who waits for an event.
     """
 
-    def __init__(self, host: str, password: str, subclasses: Sequence[str]) -> None:
+    def __init__(
+        self, host: str, password: str, subclasses: Sequence[str], halt: threading.Event | None = None
+    ) -> None:
+        self._halt = halt or threading.Event()
         self.events: list[Event] = []
         self.error: BaseException | None = None
         self._came = threading.Condition()
@@ -95,6 +100,17 @@ class Recorder:
             raise ConnectionLost(f"the event socket is gone: {reason}{asked}") from self.error
 
     def wait(self, done: Callable[[Sequence[Event]], bool], timeout: float) -> bool:
-        """Wait until `done` says so of all events so far; False if it didn't in `timeout` seconds."""
+        """Wait until `done` says so of all events so far; False if it didn't in `timeout` seconds.
+
+        Raises KeyboardInterrupt if the run is broken off meanwhile.
+        """
+        deadline = time.monotonic() + timeout
         with self._came:
-            return self._came.wait_for(lambda: self.error is not None or done(self.events), timeout) and not self.error
+            while not self._came.wait_for(
+                lambda: self.error is not None or done(self.events), max(0, min(LOOK, deadline - time.monotonic()))
+            ):
+                if self._halt.is_set():
+                    raise KeyboardInterrupt
+                if time.monotonic() >= deadline:
+                    return False
+            return not self.error

@@ -234,7 +234,8 @@ class Player:
     @verb
     def kill(self, alias: Kills) -> float:
         """Kill the user's process (`spawn`) or its SIPp (`sipp`) with SIGKILL."""
-        if client := self.sipps.get(alias):
+        if alias not in self.processes:
+            client = self.sipps[alias]
             port = int(self._registration(alias).get("network-port"))
             self.ended = self.switch.peer(port) or client.address, port
             self.killed_ns = client.kill()
@@ -291,6 +292,7 @@ class Player:
         """Let so many clients connect, send random bytes and close."""
         target = self.lab.target(self.case.profile, self.case.transport)
         for _ in range(count):
+            self.lab.pause(0)
             with contextlib.suppress(OSError), socket.create_connection(target, 5) as connection:
                 connection.sendall(self.random.randbytes(self.random.randint(1, 4000)))
 
@@ -307,6 +309,7 @@ class Player:
                 context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=DOMAIN).do_handshake()
             hello = outgoing.read()
         for number in range(count):
+            self.lab.pause(0)
             with socket.create_connection(target, 5) as connection:
                 connection.sendall(hello[: self.random.randint(0, len(hello))])
                 if number % 2:
@@ -408,6 +411,8 @@ class Player:
         return len(self.switch.registrations(self.case.profile, f"{self._user(alias)}@{DOMAIN}"))
 
     def _user(self, alias: str) -> str:
+        # Those of many may take long, one after the other.
+        self.lab.pause(0)
         if alias not in self.users:
             self.users[alias] = self.lab.user(alias)
             self.aliases[self.users[alias]] = alias

@@ -30,7 +30,8 @@ from scripts.scenario.table import Case, Scenario
 
 # The image that SIPp and tcpdump are in.
 SIPP = "sipp"
-SIGTERM = "SIGTERM"
+# What breaks a run off, and what it is called.
+SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 
 
 class Interrupted(ToolkitError):
@@ -39,15 +40,18 @@ class Interrupted(ToolkitError):
 
 @dataclass
 class Break:
-    """SIGINT and SIGTERM, caught in its context: the first sets `event`, which ends what waits; more do nothing."""
+    """SIGINT, SIGTERM and SIGHUP, caught in its context: the first sets `event`, which ends what waits.
+
+    More do nothing, and a SIGHUP that is ignored (nohup) stays so.
+    """
 
     event: threading.Event = field(default_factory=threading.Event)
     name: str = ""
 
     def __enter__(self) -> Break:
-        self._old = {
-            number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM) if _is_main()
-        }
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        caught = [one for one in SIGNALS if _is_main() and not (one is signal.SIGHUP and ignored)]
+        self._old = {number: signal.signal(number, self._caught) for number in caught}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,7 +59,7 @@ class Break:
             signal.signal(number, handler)
 
     def _caught(self, number: int, _: object) -> None:
-        self.name = self.name or (SIGTERM if number == signal.SIGTERM else "Ctrl-C")
+        self.name = self.name or SIGNALS[signal.Signals(number)]
         self.event.set()
 
 
@@ -91,7 +95,8 @@ def run(
             failure = error
         except (DockerException, RequestException) as error:
             failure = ToolkitError(f"Docker failed in the middle of the verification: {engine.brief(error)}")
-        left = sweep(client, this.id)
+        finally:
+            left = sweep(client, this.id)
         outcome = this.outcome(str(failure or "broken off"))
     if left and failure:
         failure = _longer(failure, *left)
@@ -160,7 +165,7 @@ class _Session:
                 # The others end at once.
                 self.stopped.event.set()
         if self.stopped.name:
-            ended = Terminated() if self.stopped.name == SIGTERM else KeyboardInterrupt()
+            ended = KeyboardInterrupt() if self.stopped.name == SIGNALS[signal.SIGINT] else Terminated()
             raise Interrupted(f"verification broken off by {self.stopped.name}") from ended
         if failed:
             raise failed
