@@ -94,14 +94,15 @@ def default(name: str) -> str:
 
 
 def refusal(name: str, value: str) -> str:
-    """Return why the image would not start with the `value` of the variable `name`, "" if it would.
+    """Return why the image would not start with the `value` of the variable `name`, "" if it is right by itself.
 
-    What only the image knows, its modules and codecs, is not looked at.
+    What only the image knows, its modules and codecs, and what does not go
+    together with other values, is not looked at.
     """
     known = {item["name"]: item["kind"] for group in groups() for item in group["variables"]}
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        return f"the image has no variable {name}: " + (f"write {near[0]}" if near else "docs/deployment.md has them")
+        return f"the image has no variable {name!r}: " + (f"write {near[0]}" if near else "docs/deployment.md has them")
     return next(kind for kind in kinds() if kind.name == known[name]).refusal(name, value) if value else ""
 
 

@@ -114,7 +114,7 @@ def read_yaml(path: Path, shown: str = "") -> Any:
         return yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ToolkitError(
-            f"{shown or path.name}: {error.strerror}", f"take it back (`git checkout {short(path)}`)"
+            f"{shown or path.name}: {error.strerror}", f"write it, or take it back (`git checkout {short(path)}`)"
         ) from error
     except UnicodeDecodeError as error:
         raise ToolkitError(f"{shown or path.name}: is not UTF-8 ({error.reason})", "save it as that") from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from xml.etree import ElementTree
 
 from scripts.errors import ToolkitError
 from scripts.image import variables
 from scripts.machine.files import short
-from scripts.scenario import judge
+from scripts.scenario import judge, lab, sipp
 from scripts.scenario.lab import RESERVED, USERS
 from scripts.scenario.table import ARROW, Scenario
 from scripts.scenario.verb import Role, Verb, Verbs
@@ -19,6 +20,9 @@ _NEEDS_OPEN = {*_WRITES, Role.ENDS}
 _NEEDS_REGISTRATION = {Role.HELD, Role.LEFT}
 # What is put into it is not the image's.
 PROFILES = "autoload_configs/sofia.conf.xml.j2"
+PROFILE = "internal"
+# The image's variables for what its profile listens on.
+PORTS = {"udp": "SIP_PORT", "tcp": "SIP_PORT", "tls": "SIP_TLS_PORT", "ws": "SIP_WS_PORT", "wss": "SIP_WSS_PORT"}
 
 
 def check(scenario: Scenario, verbs: Verbs) -> None:
@@ -26,15 +30,19 @@ def check(scenario: Scenario, verbs: Verbs) -> None:
     for name, value in scenario.environment.items():
         taken = f"every run sets {name} itself: leave it out" if name in RESERVED else ""
         if wrong := taken or variables.refusal(name, value):
-            raise ToolkitError(f"{short(scenario.directory / 'scenario.yaml')}: environment: {wrong}")
+            shown = wrong if len(wrong) < 300 else f"{wrong[:200]}…"
+            raise ToolkitError(f"{short(scenario.directory / 'scenario.yaml')}: environment: {shown}")
     listens = None if scenario.composed else _of_image(scenario)
     everybody: set[str] = set()
     where = short(scenario.directory / "table.yaml")
     for variant in scenario.images:
         busy: dict[str, str] = {}
+        files: dict[str, str] = {}
         needed = 0
         for case in scenario.cases(variant):
             known = _Known(scenario, verbs, case.transport, listens)
+            if (other := files.setdefault(sipp.plain(case.name), case.name)) != case.name:
+                raise ToolkitError(f"{where}: cases '{other}' and '{case.name}' have one name for files: change one")
             try:
                 known.connect(case.transport)
                 for step in case.steps:
@@ -52,7 +60,11 @@ def check(scenario: Scenario, verbs: Verbs) -> None:
             needed += len(known.users)
         if not scenario.users and needed > USERS:
             raise ToolkitError(f"{where}: the cases have {needed} users, {USERS} is the most: take fewer")
-    users = any((scenario.directory / "freeswitch/directory").rglob("*.j2"))
+    if scenario.composed:
+        # What it is filled in with, only a run knows.
+        scenario.compile("compose.yml")
+    _render(scenario, sorted(everybody))
+    users = any(path.is_file() for path in (scenario.directory / "freeswitch/directory").rglob("*.j2"))
     if everybody and not (scenario.composed or users or scenario.environment.get("DIRECTORY_URL")):
         raise ToolkitError(
             f"{short(scenario.directory)}: there is no freeswitch/directory/users.xml.j2, and the image has no users: "
@@ -73,20 +85,56 @@ def _of_image(scenario: Scenario) -> set[str] | None:
             raise ToolkitError(f"{where}: profile '{profile.name}': ipv6 needs a Compose file: add compose.yml.j2")
     if scenario.configures(PROFILES):
         return None
-    port = scenario.environment.get("SIP_PORT") or variables.default("SIP_PORT")
+
+    def value(name: str) -> str:
+        return scenario.environment.get(name) or variables.default(name)
+
+    listens = set(value("SIP_TRANSPORTS").split(","))
     for profile in scenario.profiles:
+        if profile.name != PROFILE:
+            raise ToolkitError(
+                f"{where}: profile '{profile.name}': the image has one profile, {PROFILE}: "
+                f"name that, or add freeswitch/{PROFILES}"
+            )
         if profile.parameters:
             raise ToolkitError(
                 f"{where}: profile '{profile.name}': the image's profile takes no parameters: "
                 f"set its variables in environment, or add freeswitch/{PROFILES}"
             )
-        if str(profile.listens("tcp")) != port:
+        for transport in sorted(listens, key=list(PORTS).index):
+            port = value(PORTS[transport])
+            if str(profile.listens(transport)) != port:
+                raise ToolkitError(
+                    f"{where}: profile '{profile.name}': the image listens on port {port} for {transport}: "
+                    f"write that ({_shown(transport, port)}), or set {PORTS[transport]} in environment"
+                )
+    if secure := sorted(listens & {"tls", "wss"}):
+        file = value("TLS_CERT_FILE")
+        if not scenario.configures(f"{file.removeprefix(f'{lab.CONFIGURATION}/')}.j2"):
             raise ToolkitError(
-                f"{where}: profile '{profile.name}': the image listens on port {port}: "
-                "write that, or set SIP_PORT in environment"
+                f"{where}: SIP_TRANSPORTS: {secure[0]} needs a certificate, and there is none in {file}: "
+                "add a compose.yml.j2 that mounts one, and profiles of its own (the scenario 'deaths' has both)"
             )
-    text = scenario.environment.get("SIP_TRANSPORTS") or variables.default("SIP_TRANSPORTS")
-    return set(text.split(","))
+    return listens
+
+
+def _shown(transport: str, port: str) -> str:
+    """Return how scenario.yaml says that `transport` is on `port`."""
+    return f"port: {port}" if transport in ("udp", "tcp") else f"ports: {{{transport}: {port}}}"
+
+
+def _render(scenario: Scenario, users: Sequence[str]) -> None:
+    """Raise ToolkitError if a file for /etc/freeswitch can't be rendered, or is none of XML where it has to be."""
+    for path, text in scenario.files(**lab.values(scenario, users, "password", {}, "")).items():
+        if path.endswith(".xml"):
+            _parse(scenario, f"freeswitch/{path}", text)
+
+
+def _parse(scenario: Scenario, path: str, text: str) -> None:
+    try:
+        ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise ToolkitError(f"{short(scenario.directory / path)}.j2: rendered, it is no XML: {error}") from None
 
 
 @dataclass
@@ -108,9 +156,10 @@ class _Known:
     def connect(self, transport: str) -> None:
         """Raise ToolkitError if nothing listens for `transport`."""
         if self.listens is not None and transport not in self.listens:
+            more = ", with a compose.yml.j2 that mounts a certificate" if transport in ("tls", "wss") else ""
             raise ToolkitError(
                 f"the image listens for {', '.join(sorted(self.listens))} only, not for {transport}: "
-                "add it to SIP_TRANSPORTS in the environment of scenario.yaml"
+                f"add it to SIP_TRANSPORTS in the environment of scenario.yaml{more}"
             )
 
     def share(self, busy: dict[str, str], case: str) -> None:
@@ -149,8 +198,11 @@ class _Known:
         self.users |= aliases
         if called.name == "fin_all":
             self.connections.clear()
-        if called.name == "sipp" and not self.scenario.has(f"sipp/{values[1]}.xml"):
-            raise ToolkitError(f"there is no {short(self.scenario.directory)}/sipp/{values[1]}.xml.j2: add it")
+        if called.name == "sipp":
+            name = f"sipp/{values[1]}.xml"
+            if not self.scenario.has(name):
+                raise ToolkitError(f"there is no {short(self.scenario.directory)}/{name}.j2: add it")
+            _parse(self.scenario, name, sipp.rendered(self.scenario, values[1], words[1], "password", 1))
 
     def judge(self, outcome: str) -> None:
         """Raise ToolkitError if `outcome` is about somebody who was not in the case up to here."""
@@ -159,8 +211,9 @@ class _Known:
                 raise ToolkitError(f"nothing can come of '{strangers[0]}', who is in no step so far")
 
     def _needs(self, called: Verb, role: Role, word: str, aliases: set[str]) -> None:
-        if role is Role.OPENS and word in self.connections:
-            raise ToolkitError(f"connection '{word}' is open already: give this one another name")
+        for name in {Role.OPENS: {word}, Role.CROWD: aliases}.get(role, ()):
+            if name in self.connections:
+                raise ToolkitError(f"connection '{name}' is open already: give this one another name")
         if role in _NEEDS_OPEN and word not in self.connections:
             raise ToolkitError(f"no connection '{word}' is open: write 'open {word}' before")
         if role in _WRITES and word in self.halved:
@@ -194,5 +247,5 @@ class _Known:
                 self.registrations |= {(alias, alias) for alias in aliases}
             case Role.STARTS:
                 self.processes[word] = called.name
-            case Role.KILLS:
+            case Role.KILLS | Role.RUNS:
                 self.processes.pop(word)

@@ -36,7 +36,7 @@ from scripts.freeswitch.recorder import ESL_PORT
 from scripts.freeswitch.sip import Client
 from scripts.machine import engine
 from scripts.machine.engine import LABEL
-from scripts.machine.files import open_to_all
+from scripts.machine.files import open_to_all, short
 from scripts.pins.settings import Settings
 from scripts.scenario import relay
 from scripts.scenario.table import PATCHED, Scenario, Wait
@@ -82,7 +82,6 @@ class Lab:
     wait: Wait
     relay: tuple[str, int] | None = None
     spare: FreeSwitch | None = None
-    domain: str = DOMAIN
     # Versions of what was found in it.
     versions: dict[str, str] = field(default_factory=dict)
     # The reports that came in the time of the case they belong to, per user.
@@ -213,6 +212,18 @@ def start(
         client.close()
 
 
+def values(
+    scenario: Scenario, users: Sequence[str], password: str, parameters: Mapping[str, str], ipv6: str
+) -> dict[str, object]:
+    """Return what the files of `scenario` are filled in with; `ipv6` is a prefix, "" if there is no IPv6."""
+    profiles = [
+        dataclasses.replace(item, parameters={**parameters, **item.parameters})
+        for item in scenario.profiles
+        if ipv6 or not item.ipv6
+    ]
+    return {"profiles": profiles, "users": users, "password": password, "domain": DOMAIN, "ipv6": ipv6}
+
+
 @dataclass(frozen=True)
 class _Site:
     """What `start` was given."""
@@ -248,13 +259,7 @@ class _Site:
         return self.scenario.users or [f"u{number:04}" for number in range(USERS)]
 
     def values(self, ipv6: str = "") -> dict[str, object]:
-        """Return what the scenario's templates are filled in with."""
-        profiles = [
-            dataclasses.replace(item, parameters={**self.parameters, **item.parameters})
-            for item in self.scenario.profiles
-            if ipv6 or not item.ipv6
-        ]
-        return {"profiles": profiles, "users": self.users, "password": self.password, "domain": DOMAIN, "ipv6": ipv6}
+        return values(self.scenario, self.users, self.password, self.parameters, ipv6)
 
     def environment(self, acl: str) -> dict[str, str]:
         """Return the variables of FreeSWITCH's container; only the networks `acl` get to its event socket."""
@@ -429,12 +434,18 @@ def _certificates(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _services(command: str, file: str, project: str) -> Iterator[None]:
+    down = "down --volumes --timeout 0"
     try:
         _compose(command, file, project, "up -d")
+    except ToolkitError:
+        # It may have failed halfway; why is what counts.
+        with contextlib.suppress(ToolkitError):
+            _compose(command, file, project, down)
+        raise
+    try:
         yield
     finally:
-        # Also after an `up` that failed halfway.
-        _compose(command, file, project, "down --volumes --timeout 0")
+        _compose(command, file, project, down)
 
 
 def _compose(command: str, file: str, project: str, action: str) -> None:
@@ -472,7 +483,12 @@ def _of_project(site: _Site, client: docker.DockerClient, project: str, ipv6: st
         found = container(service)
         if not found:
             return None
-        network = found.attrs["NetworkSettings"]["Networks"][f"{project}_sip"]
+        network = found.attrs["NetworkSettings"]["Networks"].get(f"{project}_sip")
+        if network is None:
+            raise ToolkitError(
+                f"{short(site.scenario.directory / 'compose.yml')}.j2: service {service} is on no network `sip`: "
+                "give it one"
+            )
         return site.freeswitch(found, network["IPAddress"], address6)
 
     freeswitch = switch("freeswitch", f"{ipv6}::5060" if ipv6 else "")

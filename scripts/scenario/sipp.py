@@ -11,15 +11,13 @@ import secrets
 import signal
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from docker.models.containers import Container
 
 from scripts.errors import ToolkitError
 from scripts.machine import engine, files
-
-if TYPE_CHECKING:
-    from scripts.scenario.lab import Lab
+from scripts.scenario.lab import DOMAIN, Lab
+from scripts.scenario.table import Scenario
 
 LOGS = ("screen.log", "errors.log", "messages.log")
 # SIPp's -t.
@@ -30,10 +28,10 @@ HOLD_MS = 3_600_000
 
 def log_name(variant: str, case: str) -> str:
     """Return the name of the file with SIPp's logs of `case` on the image `variant`."""
-    return f"{variant}-{_plain(case)}-sipp.log"
+    return f"{variant}-{plain(case)}-sipp.log"
 
 
-def _plain(case: str) -> str:
+def plain(case: str) -> str:
     """Return what a file and a container can be called after `case`."""
     return re.sub("[^A-Za-z0-9.-]+", "-", case)
 
@@ -102,6 +100,21 @@ class Sipp:
             self.lab.pause(0.05)
 
 
+def rendered(scenario: Scenario, name: str, user: str, password: str, seconds: float) -> str:
+    """Return SIPp's scenario sipp/`name`.xml; it may wait so many seconds for a response.
+
+    Raises ToolkitError if it can't be rendered.
+    """
+    return scenario.render(
+        f"sipp/{name}.xml",
+        user=user,
+        answer=f"[authentication username={user} password={password}]",
+        domain=DOMAIN,
+        timeout_ms=int(seconds * 1000),
+        hold_ms=HOLD_MS,
+    )
+
+
 def start(lab: Lab, name: str, case: str, user: str, profile: str, transport: str) -> Sipp:
     """Run SIPp with the scenario sipp/`name`.xml as `user`, against `profile` over `transport` (udp, tcp, tls)."""
     client = lab.client
@@ -111,18 +124,11 @@ def start(lab: Lab, name: str, case: str, user: str, profile: str, transport: st
         command=["infinity"],
         init=True,
         # Cases that are told apart by more than a name can have names that are plainly the same.
-        name="-".join([lab.name, *([secrets.token_hex(2)] if lab.scenario.several else []), _plain(case), "sipp"]),
+        name="-".join([lab.name, *([secrets.token_hex(2)] if lab.scenario.several else []), plain(case), "sipp"]),
         labels=dict(lab.labels),
         network=lab.network,
     )
-    text = lab.scenario.render(
-        f"sipp/{name}.xml",
-        user=user,
-        answer=f"[authentication username={user} password={lab.password}]",
-        domain=lab.domain,
-        timeout_ms=int(lab.wait.report * 1000),
-        hold_ms=HOLD_MS,
-    )
+    text = rendered(lab.scenario, name, user, lab.password, lab.wait.report)
     container.put_archive("/tmp", engine.tar({"scenario.xml": text}))
     container.start()
     container.reload()

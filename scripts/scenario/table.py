@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,7 +58,7 @@ class _Needs(Model):
     """What is in scenario.yaml."""
 
     title: str
-    report: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+    report: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=60)]
     images: Annotated[list[Literal["patched", "stock"]], Field(min_length=1)]
     profiles: Annotated[dict[str, _ListenerEntry], Field(min_length=1)]
     cpus: list[Annotated[int, Field(ge=1, le=1024)]] = Field(default_factory=list)
@@ -146,7 +147,7 @@ class Scenario:
     @property
     def composed(self) -> bool:
         """Whether it has a Compose file, because it needs more than one container."""
-        return (self.directory / "compose.yml.j2").is_file()
+        return _there(self.directory / "compose.yml.j2")
 
     @property
     def several(self) -> bool:
@@ -174,11 +175,22 @@ class Scenario:
 
         Raises ToolkitError, with its name, if it is no template.
         """
-        try:
+        with self._named(template):
             return self._templates[template.endswith(".xml")].get_template(f"{template}.j2").render(values)
+
+    def compile(self, template: str) -> None:
+        """Raise ToolkitError, with its name, if the file `template` (without .j2) is no template."""
+        with self._named(template):
+            self._templates[template.endswith(".xml")].get_template(f"{template}.j2")
+
+    @contextlib.contextmanager
+    def _named(self, template: str) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             # Of Jinja, of what its expressions come to, and of a file that is no text.
-            raise ToolkitError(f"{short(self.directory / template)}.j2: {type(error).__name__}: {error}") from None
+            said = " ".join(str(error).split())
+            raise ToolkitError(f"{short(self.directory / template)}.j2: {type(error).__name__}: {said}") from None
 
     def has(self, template: str) -> bool:
         """Return whether there is a file `template` (without .j2), of the scenario or below templates/."""
@@ -186,15 +198,20 @@ class Scenario:
 
     def configures(self, path: str) -> bool:
         """Return whether it has the file or folder `path` of /etc/freeswitch."""
-        return (self.directory / "freeswitch" / path).exists()
+        return _there(self.directory / "freeswitch" / path)
 
     def files(self, **values: Any) -> dict[str, str]:
         """Return the files for /etc/freeswitch, contents by path there."""
         root = self.directory / "freeswitch"
-        found = sorted(path.relative_to(root) for path in root.rglob("*.j2"))
+        found = sorted(path.relative_to(root) for path in root.rglob("*.j2") if not path.is_dir())
         return {
             str(path.with_suffix("")): self.render(f"freeswitch/{path.with_suffix('')}", **values) for path in found
         }
+
+
+def _there(path: Path) -> bool:
+    """Return whether there is a file `path`, be it a link that leads nowhere: what reads it tells that."""
+    return path.is_symlink() or path.is_file()
 
 
 def _steps(row: _CaseEntry, variant: str) -> tuple[str, ...]:
@@ -233,6 +250,12 @@ def load(name: str, directory: Path = SCENARIOS) -> Scenario:
     needs = _checked(folder / "scenario.yaml", _Needs)
     if not (folder / "table.yaml").is_file():
         raise ToolkitError(f"{short(folder)}: has no table.yaml: write its cases there (docs/scenarios.md)")
+    for other in _others(folder):
+        if other["report"] == needs.report:
+            raise ToolkitError(
+                f"{short(folder / 'scenario.yaml')}: report '{needs.report}' is that of scenario '{other['name']}', "
+                "too: give each its own"
+            )
     table = read_yaml(folder / "table.yaml", short(folder / "table.yaml"))
     if not isinstance(table, list) or not table:
         raise ToolkitError(f"{short(folder / 'table.yaml')}: is no list of cases: write `- case: ...`")
@@ -261,6 +284,14 @@ def load(name: str, directory: Path = SCENARIOS) -> Scenario:
         needs.wait,
         rows,
     )
+
+
+def _others(folder: Path) -> Iterator[dict[str, str]]:
+    """Return name and report of the other scenarios; of one that can't be read, its own run tells."""
+    for path in sorted(folder.parent.glob("*/scenario.yaml")):
+        with contextlib.suppress(ToolkitError):
+            if path.parent != folder and isinstance(found := read_yaml(path), dict):
+                yield {"name": path.parent.name, "report": str(found.get("report"))}
 
 
 def _checked(path: Path, model: type[_Needs]) -> _Needs:
@@ -308,6 +339,7 @@ def _outcomes(step: str | Mapping[str, Mapping[str, str]]) -> Iterator[str]:
 
 def _why(error: ValidationError) -> str:
     """Return the first thing that is wrong, on one line."""
-    first = error.errors()[0]
+    # A key that is misspelt is two errors: that it is not known says more.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in first["loc"] if isinstance(part, int | str))
     return f"{where or 'it'}: {first['msg'][:1].lower()}{first['msg'][1:]}".replace("\n", " ")

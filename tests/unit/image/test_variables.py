@@ -191,8 +191,8 @@ def test_mistakes_in_the_file_are_told(
 def test_value_that_the_image_would_refuse() -> None:
     assert variables.refusal("SIP_PORT", "5070") == variables.refusal("SIP_PORT", "") == ""
     assert variables.refusal("SIP_PORT", "0") == "SIP_PORT='0' is not a port: give a number from 1 to 65535"
-    assert variables.refusal("SIP_PROT", "5070") == "the image has no variable SIP_PROT: write SIP_PORT"
-    assert variables.refusal("XYZ", "1") == "the image has no variable XYZ: docs/deployment.md has them"
+    assert variables.refusal("SIP_PROT", "5070") == "the image has no variable 'SIP_PROT': write SIP_PORT"
+    assert variables.refusal("XYZ", "1") == "the image has no variable 'XYZ': docs/deployment.md has them"
 
 
 def test_table_has_a_check_for_every_variable(parts: Parts) -> None:

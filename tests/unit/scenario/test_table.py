@@ -36,7 +36,9 @@ ROW = {
 def made(root: Path, needs: object = NEEDS, rows: object = (ROW,), name: str = "mine") -> Scenario:
     folder = root / name
     (folder / "freeswitch/directory").mkdir(parents=True, exist_ok=True)
-    (folder / "freeswitch/directory/users.xml.j2").touch()
+    (folder / "freeswitch/tls").mkdir(exist_ok=True)
+    (folder / "freeswitch/tls/tls.crt.j2").touch()
+    (folder / "freeswitch/directory/users.xml.j2").write_text("<include/>\n")
     (folder / "scenario.yaml").write_text(yaml.safe_dump(needs))
     (folder / "table.yaml").write_text(yaml.safe_dump(list(rows) if isinstance(rows, tuple) else rows))
     return table.load(name, root)
@@ -58,6 +60,8 @@ def test_row_is_a_case_for_each_profile_and_transport(tmp_path: Path) -> None:
     ("change", "what"),
     [
         ({"report": "../x"}, r"mine/scenario\.yaml: report: "),
+        ({"report": "a" * 61}, r"mine/scenario\.yaml: report: "),
+        ({"ovr": 1}, r"mine/scenario\.yaml: ovr: extra inputs are not permitted"),
         ({"images": ["gentoo"]}, r"mine/scenario\.yaml: images\.0: "),
         ({"images": ["stock", "stock"]}, r"mine/scenario\.yaml: images: .*twice"),
         ({"profiles": {}}, r"mine/scenario\.yaml: profiles: "),
@@ -177,7 +181,7 @@ def test_image_that_does_not_listen_is_refused_before_anything_runs(tmp_path: Pa
         check.check(found, player.VERBS)
     # Its own profiles listen for what they say.
     (found.directory / "freeswitch/autoload_configs").mkdir()
-    (found.directory / "freeswitch/autoload_configs/sofia.conf.xml.j2").touch()
+    (found.directory / "freeswitch/autoload_configs/sofia.conf.xml.j2").write_text("<configuration/>")
     check.check(found, player.VERBS)
 
 
@@ -196,14 +200,29 @@ def test_scenario_without_users_is_refused_before_anything_runs(tmp_path: Path) 
     [
         ({"cpus": [2]}, r"scenario\.yaml: cpus need a Compose file: add compose\.yml\.j2"),
         ({"profiles": {"internal": {"port": 5060, "ipv6": True}}}, "'internal': ipv6 needs a Compose file"),
-        ({"profiles": {"internal": {"port": 5080}}}, "'internal': the image listens on port 5060: write that"),
+        (
+            {"profiles": {"internal": {"port": 5080}}},
+            r"'internal': the image listens on port 5060 for udp: write that \(port: 5060\)",
+        ),
         ({"profiles": {"internal": {"port": 5060, "parameters": {"a": "b"}}}}, "the image's profile takes no param"),
         ({"environment": {"SIP_TRANSPORTS": "udp, tcp,tls"}}, "environment: SIP_TRANSPORTS='udp, tcp,tls' is not"),
         (
             {"environment": {"SIP_TRANSPORTS": "udp,TCP"}},
             "environment: SIP_TRANSPORTS='udp,TCP': there is no 'TCP': use",
         ),
-        ({"environment": {"SIP_TRANSPORT": "udp"}}, "the image has no variable SIP_TRANSPORT: write SIP_TRANSPORTS"),
+        ({"environment": {"SIP_TRANSPORT": "udp"}}, "no variable 'SIP_TRANSPORT': write SIP_TRANSPORTS"),
+        (
+            {"environment": {"SIP_TRANSPORTS": "tcp,ws"}},
+            r"port 5066 for ws: write that \(ports: {ws: 5066}\)",
+        ),
+        ({"environment": {"SIP_TRANSPORTS": "tcp,tls", "TLS_CERT_FILE": "/tls.crt"}}, "tls needs a certificate, and"),
+        ({"environment": {"MAX_SESSIONS": "9" * 5000}}, "MAX_SESSIONS='9{150,190}…$"),
+        ({"environment": {"a\nb": "c"}}, r"no variable 'a\\nb': docs"),
+        ({"environment": {"ESL_PORT": "8022"}}, "environment: every run sets ESL_PORT itself: leave it out"),
+        (
+            {"profiles": {"internal": {"port": 5060}, "b": {"port": 5060}}},
+            "'b': the image has one profile, internal",
+        ),
     ],
 )
 def test_what_the_image_alone_cannot_give_is_refused_with_its_field(
@@ -214,12 +233,70 @@ def test_what_the_image_alone_cannot_give_is_refused_with_its_field(
         check.check(found, player.VERBS)
 
 
+def test_broken_templates_are_told_before_anything_runs(tmp_path: Path) -> None:
+    found = made(tmp_path, rows=({**ROW, "alone": True, "over": ["tcp"], "do": ["sipp alice mine", "kill alice"]},))
+    script, users = found.directory / "sipp/mine.xml.j2", found.directory / "freeswitch/directory/users.xml.j2"
+    script.parent.mkdir()
+    for text, what in (
+        ("{% for %}", "TemplateSyntaxError"),
+        ("<a", "rendered, it is no XML"),
+        ("{{ nobody }}", "Undef"),
+    ):
+        script.write_text(text)
+        with pytest.raises(ToolkitError, match=rf"step 'sipp alice mine': .*sipp/mine\.xml\.j2: {what}"):
+            check.check(found, player.VERBS)
+    script.write_text("<scenario/>")
+    check.check(found, player.VERBS)
+    users.write_text("{% if %}")
+    with pytest.raises(ToolkitError, match=r"freeswitch/directory/users\.xml\.j2: TemplateSyntaxError"):
+        check.check(found, player.VERBS)
+    users.unlink()
+    users.symlink_to("nowhere")
+    with pytest.raises(ToolkitError, match=r"users\.xml\.j2: TemplateNotFound"):
+        check.check(found, player.VERBS)
+    users.unlink()
+    users.mkdir()
+    with pytest.raises(ToolkitError, match="there is no freeswitch/directory/users"):
+        check.check(found, player.VERBS)
+
+
+def test_process_that_has_come_to_an_end_is_not_killed(tmp_path: Path) -> None:
+    row = {**ROW, "alone": True, "over": ["tcp"]}
+    with pytest.raises(ToolkitError, match="step 'kill alice': 'alice' has no process"):
+        check.check(
+            made(tmp_path, rows=({**row, "do": ["sipp alice leave", "end alice", "kill alice"]},)), player.VERBS
+        )
+
+
+def test_compose_file_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    found = made(tmp_path, rows=({**ROW, "alone": True},))
+    (found.directory / "compose.yml.j2").symlink_to("nowhere")
+    with pytest.raises(ToolkitError, match=r"compose\.yml\.j2: TemplateNotFound"):
+        check.check(found, player.VERBS)
+
+
+def test_report_of_another_scenario_is_refused(tmp_path: Path) -> None:
+    made(tmp_path)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/scenario.yaml").write_text("[")
+    with pytest.raises(ToolkitError, match=r"second/scenario\.yaml: report 'one' is that of scenario 'mine', too"):
+        made(tmp_path, name="second")
+
+
+def test_cases_with_one_name_for_files_are_refused(tmp_path: Path) -> None:
+    row = {**ROW, "alone": True}
+    with pytest.raises(ToolkitError, match="cases 'a b' and 'a/b' have one name for files: change one"):
+        check.check(made(tmp_path, rows=({**row, "case": "a b"}, {**row, "case": "a/b"})), player.VERBS)
+
+
 def test_more_users_than_there_are_is_refused(tmp_path: Path) -> None:
     needs = {name: value for name, value in NEEDS.items() if name != "users"}
     row = {**ROW, "do": ["crowd u*3500", "fin_all"]}
     check.check(made(tmp_path, needs, (row,)), player.VERBS)
     with pytest.raises(ToolkitError, match="the cases have 7002 users, 7000 is the most: take fewer"):
         check.check(made(tmp_path, needs, ({**row, "do": ["crowd u*3501", "fin_all"]},)), player.VERBS)
+    with pytest.raises(ToolkitError, match="step 'crowd u\\*2': connection 'u1' is open already"):
+        check.check(made(tmp_path, needs, ({**row, "do": ["open u1", "crowd u*2"]},)), player.VERBS)
 
 
 def test_user_of_cases_side_by_side_is_refused(tmp_path: Path) -> None:
