@@ -7,14 +7,16 @@ import contextlib
 import json
 import logging
 import os
+import select
+import signal
 import socket
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from genesis import ESLEvent, Inbound
@@ -24,7 +26,7 @@ from rich import get_console
 from rich.console import Console
 from rich.table import Table
 
-from scripts.errors import ToolkitError
+from scripts.errors import Terminated, ToolkitError
 from scripts.machine.terminal import printable, silence
 
 # genesis logs to stdout, in the middle of the events; what goes wrong on a
@@ -479,7 +481,7 @@ COLUMNS = (
 
 
 def watch(host: str, port: int, subclass: str, password: str = "", json_lines: bool = False) -> None:
-    """Print each report as it arrives, until Ctrl-C.
+    """Print each report as it arrives, until Ctrl-C; SIGTERM and the like raise what their handler raises.
 
     A user who has registered again by the time a report arrives is not called
     offline: what counts is the order of Event-Sequence.
@@ -496,12 +498,20 @@ def watch(host: str, port: int, subclass: str, password: str = "", json_lines: b
         raise ToolkitError(f"no password for the event socket at {host}:{port}: pass --password or set ESL_PASSWORD")
     try:
         subclasses = [subclass, REGISTER, UNREGISTER, EXPIRE]
-        asyncio.run(_watch(Subscriber(host, port, password, subclasses), json_lines))
+        ended = asyncio.run(_until_terminated(_watch(Subscriber(host, port, password, subclasses), json_lines)))
+    except Terminated:
+        raise
     except KeyboardInterrupt:
-        pass
+        return
     except BrokenPipeError:
         # The reader (`| head`, say) has enough.
         silence()
+        return
+    if ended:
+        if not select.select([], [sys.stdout], [], 0)[1]:
+            # Python would wait on its way out until somebody takes the rest of a row.
+            silence()
+        raise ended
 
 
 def parse_port(text: str, name: str) -> int:
@@ -509,6 +519,46 @@ def parse_port(text: str, name: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536):
         raise ToolkitError(f"{name}='{text}' is not a port: give a number from 1 to 65535")
     return int(text)
+
+
+async def _until_terminated(work: Coroutine[Any, Any, None]) -> Terminated | None:
+    """Run `work` in this task; cancel it on SIGTERM and the like, and return what their handler raises then.
+
+    asyncio does so on SIGINT. A handler that raises does it in whatever task just
+    runs, and leaves the others pending.
+    """
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    ended: list[Terminated] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        handler = handlers[signal.Signals(number)]
+        assert callable(handler)
+        try:
+            handler(number, frame)
+        except Terminated as error:
+            ended.append(error)
+            if asyncio.current_task(loop) is task:
+                # It may be held up in what it prints, and no other task runs then.
+                raise
+            task.cancel()
+            # Wakes the loop.
+            loop.call_soon_threadsafe(lambda: None)
+
+    for number, handler in handlers.items():
+        if callable(handler):
+            signal.signal(number, end)
+    try:
+        await work
+    except (asyncio.CancelledError, Terminated):
+        if not ended:
+            raise
+    finally:
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is end:
+                signal.signal(number, handler)
+    return ended[0] if ended else None
 
 
 async def _watch(subscriber: Subscriber, json_lines: bool) -> None:

@@ -113,6 +113,11 @@ class FakeEventSocket:
         self.writer.write(data)
         await self.writer.drain()
 
+    async def flood(self, data: bytes) -> None:
+        """Send `data` without end."""
+        while True:
+            await self.send(data * 10_000)
+
     async def notice(self) -> None:
         await self.send(b"Content-Type: text/disconnect-notice\nContent-Length: 14\n\nDisconnected.\n")
 
@@ -491,6 +496,38 @@ def test_watch_prints_json_lines_at_once_and_ends_with_ctrl_c() -> None:
         out, err = process.communicate(timeout=10)
     assert (process.returncode, out) == (0, "")
     assert said(err) == [f"watching 127.0.0.1:{port} for sofia::tp_error_report, Ctrl-C ends"]
+
+
+def start_task(port: int) -> subprocess.Popen[str]:
+    """Start `inv watch`."""
+    return subprocess.Popen(
+        [sys.executable, "-X", "dev", "-m", "invoke", "watch", f"--port={port}", "--json"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "ESL_PASSWORD": PASSWORD},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("sent", ["nothing", "others", "reports"])
+def test_watch_that_is_terminated(sent: str) -> None:
+    """Also in the middle of a flood of events, and if nobody takes what it prints."""
+
+    async def script(server: FakeEventSocket) -> None:
+        await server.send(wire(REPORT))
+        if sent != "nothing":
+            await server.flood(wire(REPORT | ({"Event-Subclass": "sofia::register"} if sent == "others" else {})))
+
+    with serving_thread(FakeEventSocket(script)) as port:
+        process = start_task(port)
+        assert process.stdout and process.stdout.readline() and process.stderr
+        time.sleep(1)
+        process.terminate()
+        assert process.wait(timeout=PATIENCE) == 143
+        err = process.stderr.read()
+        process.communicate()
+    assert said(err) == [f"watching 127.0.0.1:{port} for sofia::tp_error_report, Ctrl-C ends", "terminated"]
 
 
 def test_watch_prints_rows_and_says_that_the_connection_is_lost() -> None:
