@@ -45,6 +45,10 @@ UNDEFINED = "_undef_"
 LATEST_US = 253_370_764_800_000_000
 # A call's event with all its variables has a few hundred lines, of less than 100 KB.
 MOST_HEADERS, LONGEST_HEADERS, LONGEST_EVENT = 4000, 1 << 20, 1 << 26
+# In a row: between messages there is none, or one or two.
+MOST_BLANK_LINES = 100
+# How long reading messages that are already there may keep all else (a timeout, say) waiting, seconds.
+TURN = 0.1
 # What is registered in a large cluster.
 LONGEST_ANSWER = 1 << 30
 # In the content of messages of all other types genesis looks for headers, and of this one for nothing else.
@@ -114,7 +118,8 @@ class _BoundedReader:
     not be UTF-8, and stands in what FreeSWITCH lists as it came; genesis ends
     the connection there. It also takes apart any number of headers, in a time
     that grows with their square, and so for each line that continues one.
-    FreeSWITCH sends neither: it raises ValueError, and `excess` says what it was.
+    FreeSWITCH sends neither, nor blank lines without end, each two of which are an
+    empty message: it raises ValueError, and `excess` says what it was.
     """
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
@@ -123,10 +128,19 @@ class _BoundedReader:
         self._head = ""
         self._lines = 0
         self._type = ""
+        self._blank = 0
+        self._turn = time.monotonic()
         self.excess = ""
 
     async def readline(self) -> bytes:
+        # A read of what is already there lets nothing else run.
+        if not self._head and time.monotonic() - self._turn > TURN:
+            await asyncio.sleep(0)
+            self._turn = time.monotonic()
         text = (await self._reader.readline()).decode("utf-8", "replace")
+        self._blank = 0 if text.strip() else self._blank + 1
+        if self._blank > MOST_BLANK_LINES:
+            self._refuse(f"more than {MOST_BLANK_LINES} blank lines in a row")
         before, self._head = self._head, self._head + text
         # Just where genesis sees the end.
         if self._head.endswith(("\n\n", "\r\n\r\n")):
@@ -309,7 +323,9 @@ class Subscriber:
                 f"the ACL of FreeSWITCH at {self._address} denies this host: add its network to apply-inbound-acl "
                 "in event_socket.conf.xml, in the image to ESL_ACL"
             )
-        raise Unreachable(f"{self._address} closed the connection before the login: is it an event socket?")
+        excess = getattr(self._client.reader, "excess", "")
+        did = f"sent {excess}" if excess else "closed the connection before the login"
+        raise Unreachable(f"{self._address} {did}: is it an event socket?")
 
     async def _send(self, command: str) -> ESLEvent:
         send = asyncio.create_task(self._client.send(command))

@@ -86,6 +86,8 @@ class FakeEventSocket:
         if self.mode == "silent":
             await reader.read()
             return
+        if self.mode == "blank":
+            await self.flood(b"\n")
         await self.send(b"Content-Type: auth/request\n\n")
         while command := (await reader.readuntil(b"\n\n")).decode().strip():
             self.commands.append(command)
@@ -246,6 +248,7 @@ def test_get_times_out() -> None:
         ("acl", PASSWORD, ToolkitError, "ACL"),
         ("close", PASSWORD, Unreachable, "closed the connection before the login"),
         ("silent", PASSWORD, Unreachable, "no answer"),
+        ("blank", PASSWORD, Unreachable, "sent more than 100 blank lines in a row: is it an event socket"),
     ],
 )
 def test_refused_login_is_one_clear_line(mode: str, password: str, kind: type[ToolkitError], words: str) -> None:
@@ -258,6 +261,21 @@ def test_refused_login_is_one_clear_line(mode: str, password: str, kind: type[To
     assert type(caught.value) is kind
     assert "127.0.0.1:" in str(caught.value) and "\n" not in str(caught.value)
     assert time.monotonic() - start < PATIENCE
+
+
+def test_messages_without_end_let_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "TURN", -1)
+
+    async def main() -> None:
+        reader, ran = asyncio.StreamReader(), asyncio.Event()
+        reader.feed_data(b"x: 1\n\n" * 10)
+        bounded = events._BoundedReader(reader)
+        asyncio.get_running_loop().call_soon(ran.set)
+        for _ in range(10):
+            await bounded.readline()
+        assert ran.is_set()
+
+    asyncio.run(main())
 
 
 def test_nobody_listening_names_address_and_reason() -> None:
@@ -317,6 +335,7 @@ def test_lost_connection_comes_after_the_events_before_it(last: bytes) -> None:
         pytest.param((b"x: 1\n" * 3000 + b" \n") * 2, "more than one line", id="no end"),
         pytest.param((b"x: 1\n" * 3000 + b"\r\n") * 2, "more than one line", id="other end"),
         pytest.param(b"x: 1\n" * 5000 + b"\n", "more than 4000 headers", id="own headers"),
+        pytest.param(b"\r\n" * 101, "more than 100 blank lines", id="blank lines"),
         pytest.param(wire({"x": "1" * (1 << 20)}), "1048576 bytes", id="long"),
         pytest.param(
             b"Content-Type: text/event-plain\nContent-Length: 99999999999\n\n", "message of 99999999999", id="length"
