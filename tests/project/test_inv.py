@@ -18,6 +18,7 @@ from invoke.exceptions import Exit
 from scripts.cli import command
 from scripts.errors import ToolkitError
 from scripts.machine.files import ROOT
+from scripts.pins.settings import load
 
 
 @pytest.fixture
@@ -49,6 +50,12 @@ def run(project: Path, *arguments: str, **environment: str) -> subprocess.Comple
     return subprocess.run(
         command, cwd="/", env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
+
+
+def pinned() -> str:
+    """Return what is fetched of sofia-sip."""
+    source = load().source("sofia-sip")
+    return source.tag or source.commit
 
 
 def test_list_explains_every_task(project: Path) -> None:
@@ -125,7 +132,7 @@ def test_quiet_run_prints_errors_only(project: Path) -> None:
     made(project)
     result = run(project, "clone", "--quiet", INVOKE_SOURCES_SOFIA_SIP_URL="file:///nowhere")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("error: sofia-sip: cannot fetch v1.13.17 from file:///nowhere (")
+    assert result.stderr.startswith(f"error: sofia-sip: cannot fetch {pinned()} from file:///nowhere (")
     result = run(project, "doctor", "--quiet", DOCKER_HOST="unix:///nowhere")
     assert result.returncode == 1 and "✗ Docker" in result.stdout and "✓" not in result.stdout
 
@@ -133,7 +140,7 @@ def test_quiet_run_prints_errors_only(project: Path) -> None:
 def test_setting_from_the_environment(project: Path) -> None:
     result = run(made(project), "clone", INVOKE_SOURCES_SOFIA_SIP_URL="file:///nowhere")
     assert result.returncode == 1
-    assert result.stderr.startswith("error: sofia-sip: cannot fetch v1.13.17 from file:///nowhere (")
+    assert result.stderr.startswith(f"error: sofia-sip: cannot fetch {pinned()} from file:///nowhere (")
 
 
 @pytest.mark.parametrize(

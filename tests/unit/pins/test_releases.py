@@ -11,6 +11,8 @@ from scripts.patchset import series
 from scripts.pins import releases
 from scripts.pins.settings import load
 
+KNOWN = releases.load()
+
 
 def pins(*overrides: str, freeswitch: str = "", sofia_sip: str = "") -> dict[str, str]:
     settings = load(overrides=overrides, freeswitch=freeswitch, sofia_sip=sofia_sip)
@@ -23,11 +25,10 @@ def listed(entry: str, name: str = "v1", more: str = "") -> str:
 
 
 def test_every_set_is_a_pair() -> None:
-    known = releases.load()
-    for name in known.sets:
-        assert known.named(name).freeswitch.commit
+    for name in KNOWN.sets:
+        assert KNOWN.named(name).freeswitch.commit
     default = load()
-    pair = known.named(default.source("freeswitch").tag)
+    pair = KNOWN.named(default.source("freeswitch").tag)
     assert pair.sofia_sip
     assert (pair.freeswitch.commit, pair.sofia_sip.commit) == (
         default.source("freeswitch").commit,
@@ -39,8 +40,9 @@ def test_choices() -> None:
     assert pins(freeswitch="v1.10.7", sofia_sip="v1.13.12") == {"sofia-sip": "v1.13.12", "freeswitch": "v1.10.7"}
     assert pins("v1.10.7") == {"sofia-sip": "v1.13.12", "freeswitch": "v1.10.7"}
     assert pins("master") == {"sofia-sip": "", "freeswitch": ""}
-    assert pins(freeswitch="v1.10.9") == {"sofia-sip": "v1.13.17", "freeswitch": "v1.10.9"}
-    assert pins(sofia_sip="v1.13.17") == pins()
+    newest = [name for name in KNOWN.sofia_sip if name != releases.MASTER][-1]
+    assert pins(freeswitch="v1.10.9") == {"sofia-sip": newest, "freeswitch": "v1.10.9"}
+    assert pins(sofia_sip=load().source("sofia-sip").tag) == pins()
     commit = "0" * 40
     settings = load(overrides=["master", f"sources.freeswitch.commit={commit}"])
     assert settings.source("freeswitch").commit == commit
@@ -50,8 +52,10 @@ def test_spandsp_goes_with_the_release() -> None:
     def commit(name: str) -> str:
         return load(freeswitch=name).source("spandsp").commit
 
-    assert load().source("spandsp").commit == commit("v1.11.0") == commit("master")
-    assert commit("v1.10.4") == commit("v1.10.12") != commit("v1.11.0")
+    old, new = (KNOWN.spandsp[name].commit for name in ("v1.10.4", "v1.11.0"))
+    assert commit("v1.10.4") == commit("v1.10.12") == old != new == commit("v1.11.0") == commit("v1.11.1")
+    assert commit("master") == [*KNOWN.spandsp.values()][-1].commit
+    assert load().source("spandsp").commit == commit(load().source("freeswitch").tag)
 
 
 def test_sofia_sip_in_the_tree() -> None:
@@ -77,8 +81,10 @@ def test_sofia_sip_in_the_tree() -> None:
             "v1.10.12 is not supported with sofia-sip v1.13.2: use v1",
         ),
         ({"freeswitch": "v1.8.7", "sofia_sip": "v1.13.2"}, "FreeSWITCH v1.8.7 has sofia-sip in its tree"),
-        ({"freeswitch": "v1.11.2"}, "FreeSWITCH v1.11.2 needs sofia-sip v1.13.18, which is not supported"),
-        ({"overrides": ["main"]}, "--set main: there is no set of that name, use v1.11.1, "),
+        (
+            {"overrides": ["main"]},
+            f"--set main: there is no set of that name, use {', '.join(KNOWN.sets)}, or key=value",
+        ),
         (
             {"overrides": ["master"], "freeswitch": "v1.10.7"},
             "--set master and --freeswitch v1.10.7 exclude each other",
@@ -89,6 +95,14 @@ def test_unsupported(options: dict[str, str], message: str) -> None:
     with pytest.raises(ToolkitError) as error:
         load(**options)  # type: ignore[arg-type]
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_release_that_needs_a_sofia_sip_to_come(tmp_path: Path) -> None:
+    file = tmp_path / "releases.yaml"
+    file.write_text(listed("{commit: X, sofia_sip: v1.99}"))
+    with pytest.raises(ToolkitError) as error:
+        releases.load(file).pair("v1")
+    assert str(error.value) == "FreeSWITCH v1 needs sofia-sip v1.99, which is not supported"
 
 
 @pytest.mark.parametrize(
