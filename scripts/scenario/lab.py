@@ -177,9 +177,11 @@ def start(
     logs: Path | None = None,
     halt: threading.Event | None = None,
     subclasses: Sequence[str] = (),
+    image: str = "",
 ) -> Iterator[Lab]:
     """Start what `scenario` needs, with the image `variant`; remove all of it in the end.
 
+    `image` is the id of that image: its name may become another's meanwhile.
     `directory` is for what is written for it. `spare` is whether there is a
     second FreeSWITCH, `parameters` are set in every profile before its own;
     with `heap` FreeSWITCH tells how much it has allocated, with `cpus` it
@@ -202,6 +204,7 @@ def start(
         logs or directory / "logs",
         halt or threading.Event(),
         tuple(subclasses),
+        image or f"{settings.image}:{variant}",
     )
     client = docker.from_env()
     try:
@@ -240,11 +243,8 @@ class _Site:
     logs: Path
     halt: threading.Event
     subclasses: Sequence[str]
+    image: str
     password: str = field(default_factory=lambda: secrets.token_hex(16))
-
-    @property
-    def image(self) -> str:
-        return f"{self.settings.image}:{self.variant}"
 
     @property
     def name(self) -> str:

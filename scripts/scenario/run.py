@@ -191,6 +191,7 @@ class _Session:
                 logs=self.logs,
                 halt=self.stopped.event,
                 subclasses=(self.settings.esl_event, REGISTER, UNREGISTER),
+                image=next(str(image.id) for image in self.images if image.variant == part.record.name),
             )
             with contextlib.suppress(KeyboardInterrupt), started as place:
                 part.record.note_lab(place)
