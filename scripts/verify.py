@@ -29,7 +29,7 @@ def verify(settings: Settings, name: str = KILL) -> None:
     scenarios = table.chosen(name)
     for scenario in scenarios:
         check.check(scenario, player.VERBS)
-    write.prepare(settings.report_directory)
+    write.prepare(settings.report_directory, [scenario.report for scenario in scenarios])
     build.build(settings)
     failures = []
     for scenario in scenarios:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -24,6 +26,7 @@ from scripts.scenario.outcome import Result, Run, Verdict
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # Results that a terminal has room for.
 PAGE = 40
+SUFFIXES = (".xml", ".json", ".html")
 STYLES = {
     Verdict.PASSED: "green",
     Verdict.FAILED: "bold red",
@@ -41,21 +44,31 @@ def write(run: Run, directory: Path) -> Path:
     """
     # The page comes last: it takes the longest, and programs read the others.
     path = directory / f"{run.name}.html"
-    try:
-        for suffix, content in ((".xml", _junit), (".json", _json), (".html", render)):
-            with files.replacing(path.with_suffix(suffix)) as file:
+    for suffix, content in zip(SUFFIXES, (_junit, _json, render), strict=True):
+        target = path.with_suffix(suffix)
+        try:
+            with files.replacing(target) as file:
                 file.write(content(run).encode())
-    except OSError as error:
-        raise ToolkitError(
-            f"can't write the report to {directory}: {error.strerror or error}", files.remedy(error)
-        ) from None
+        except OSError as error:
+            raise ToolkitError(
+                f"can't write the report to {files.short(target)}: {error.strerror or error}", files.remedy(error)
+            ) from None
     return path
 
 
-def prepare(directory: Path) -> None:
-    """Make the directory of the reports, to find out before the work that it can't be made; raise ToolkitError then."""
+def prepare(directory: Path, names: Iterable[str] = ()) -> None:
+    """Make the directory of the reports `names`, to find out before the work that they can't be written.
+
+    Raises ToolkitError then.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        for path in (directory / f"{name}{suffix}" for name in names for suffix in SUFFIXES):
+            if path.is_dir():
+                raise ToolkitError(f"can't write {files.short(path)}: it is a directory: remove it")
+        # As those of the reports will be.
+        with tempfile.TemporaryFile(dir=directory):
+            pass
     except OSError as error:
         raise ToolkitError(
             f"setting 'verify.report_directory': can't make {directory} ({error.strerror or error}): give another one"
@@ -66,13 +79,14 @@ def show(run: Run, console: Console | None = None) -> None:
     """Print the results as a table; of more than a page, those that did not pass, and how many did."""
     shown = run.results if len(run.results) <= PAGE else run.failures
     table = Table(title=run.name, show_lines=True)
-    for name in ("image", "case", "done", "expected", "came"):
+    told = any(result.done for result in shown)
+    for name in ("image", "case", *(["done"] if told else []), "expected", "came"):
         table.add_column(name, overflow="fold")
     table.add_column("ms", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for result in shown:
         # Text, because brackets in a log line aren't markup.
-        cells = [result.variant, result.name, result.done, result.expected]
+        cells = [result.variant, result.name, *([result.done] if told else []), result.expected]
         cells.append("\n".join([result.came, *result.problems]).strip())
         cells.append("" if result.delay_ms is None else f"{result.delay_ms:.1f}")
         table.add_row(*map(Text, cells), Text(result.verdict, STYLES[result.verdict]))
@@ -99,6 +113,7 @@ def _json(run: Run) -> str:
                 "case": result.case,
                 **({"profile": result.profile, "transport": result.transport} if result.transport else {}),
                 "done": result.done,
+                "steps": list(result.steps),
                 "expected": result.expected,
                 "came": result.came,
                 "verdict": result.verdict,
@@ -140,7 +155,8 @@ def _testcase(name: str, result: Result) -> TestCase:
         kind = {Verdict.FAILED: Failure, Verdict.SKIPPED: Skipped}.get(result.verdict, Error)
         case.result = [kind(_clean("; ".join([result.verdict, *result.problems])))]
     delay = "" if result.delay_ms is None else f" after {result.delay_ms:.1f} ms"
-    case.system_out = _clean(f"done: {result.done}\nexpected: {result.expected}\ncame: {result.came}{delay}")
+    done = result.done or "; ".join(result.steps)
+    case.system_out = _clean(f"done: {done}\nexpected: {result.expected}\ncame: {result.came}{delay}")
     return case
 
 

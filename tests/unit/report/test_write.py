@@ -166,5 +166,18 @@ def test_directory_that_cannot_be_made_is_told_before_the_work(tmp_path: Path) -
     (tmp_path / "file").touch()
     with pytest.raises(ToolkitError, match=r"setting 'verify\.report_directory': can't make .*file/report \(Not a dir"):
         write.prepare(tmp_path / "file/report")
-    write.prepare(tmp_path / "new/report")
-    assert (tmp_path / "new/report").is_dir()
+    write.prepare(tmp_path / "new/report", ["verify"])
+    assert list((tmp_path / "new/report").iterdir()) == []
+    (tmp_path / "new/report/verify.html").mkdir()
+    with pytest.raises(ToolkitError, match=r"can't write .*verify\.html: it is a directory: remove it"):
+        write.prepare(tmp_path / "new/report", ["verify"])
+
+
+def test_what_was_done_is_its_steps_where_nothing_else_is_said(tmp_path: Path) -> None:
+    result = dataclasses.replace(RUN.results[0], done="", steps=("open a", "fin a"))
+    root, document = written(dataclasses.replace(RUN, results=[result]), tmp_path)
+    assert document["results"][0]["steps"] == ["open a", "fin a"]
+    assert "done: open a; fin a\n" in "".join(root.itertext())
+    console = Console(file=io.StringIO(), width=120)
+    write.show(dataclasses.replace(RUN, results=[result]), console)
+    assert "done" not in console.file.getvalue()  # type: ignore[attr-defined]
