@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 P = ParamSpec("P")
-# The exit status of what Ctrl-C and SIGTERM ended, as shells have it.
-INTERRUPTED, TERMINATED = 130, 143
+# The exit status of what Ctrl-C ended, as shells have it; what they add to the number of another signal.
+INTERRUPTED, SIGNALLED = 130, 128
+# A closed terminal is the end, too.
+ENDS = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 SET = {
     "set": "Override a setting of invoke.yaml, as key=value (build.jobs=4, say), or use the set of releases "
     "of that name (master, say; see releases.yaml); may be repeated."
@@ -51,7 +53,7 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
     `help_texts` describe the other options. A ToolkitError becomes one line on
     stderr and exit status 1, and so do, without the line, the result False and
     a reader of the output that has enough (`| head`); Ctrl-C becomes exit
-    status 130, SIGTERM 143, also if an error tells of it.
+    status 130, SIGTERM 143, SIGHUP 129, also if an error tells of it.
     """
 
     def decorate(function: Callable[P, object]) -> Callable[..., Any]:
@@ -60,10 +62,12 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
             _check_git()
             terminal.configure(quiet=bool(kwargs.pop("quiet", False)))
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, _terminate)
+                _catch()
             try:
                 result = function(*args, **kwargs)
             except ToolkitError as error:
+                if status(error) > SIGNALLED:
+                    terminal.let_go()
                 raise Exit(f"error: {error}", code=status(error)) from error
             except BrokenPipeError:
                 # As rich does for what it prints itself.
@@ -71,8 +75,9 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
                 raise Exit(code=1) from None
             except OSError as error:
                 raise Exit(f"error: {error.filename or 'system'}: {error.strerror or error}", code=1) from error
-            except Terminated:
-                raise Exit("terminated", code=TERMINATED) from None
+            except Terminated as error:
+                terminal.let_go()
+                raise Exit(ENDS[signal.Signals(error.number)], code=SIGNALLED + error.number) from None
             except KeyboardInterrupt:
                 raise Exit("interrupted", code=INTERRUPTED) from None
             if result is False:
@@ -90,16 +95,26 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
 
 
 def status(error: ToolkitError) -> int:
-    """Return the exit status that `error` ends a task with: that of Ctrl-C or SIGTERM, if it came of that."""
+    """Return the exit status that `error` ends a task with: that of the signal, Ctrl-C say, if it came of one."""
     link: BaseException | None = error
     while link is not None and not isinstance(link, KeyboardInterrupt):
         link = link.__cause__ or link.__context__
-    return 1 if link is None else TERMINATED if isinstance(link, Terminated) else INTERRUPTED
+    return 1 if link is None else SIGNALLED + link.number if isinstance(link, Terminated) else INTERRUPTED
+
+
+def _catch() -> None:
+    """Let SIGTERM and SIGHUP raise Terminated, but for a SIGHUP that is ignored: that is how nohup works."""
+    for number in ENDS:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminate)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise Terminated
+    # Either may follow the other.
+    for one in ENDS:
+        signal.signal(one, signal.SIG_IGN)
+    terminal.let_go()
+    raise Terminated(number)
 
 
 def _check_git() -> None:

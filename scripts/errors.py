@@ -1,5 +1,7 @@
 """The exceptions that the toolkit shows to its user."""
 
+import signal
+
 
 class ToolkitError(Exception):
     """A failure that the user can mend: `what` failed and where, and the `remedy`, "" if `what` says it all.
@@ -18,4 +20,8 @@ class ToolkitError(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: what Ctrl-C cleans up is cleaned up then, too."""
+    """The signal `number`, SIGTERM or SIGHUP: what Ctrl-C cleans up is cleaned up then, too."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(number)
+        self.number = number

@@ -7,8 +7,10 @@ rich's own console, which `configure` sets up, unless they are given one.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -49,6 +51,15 @@ def configure(quiet: bool = False) -> None:
 def silence() -> None:
     """Print nothing more: Python flushes the standard output on its way out, and would complain that nobody reads."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def let_go() -> None:
+    """Print nothing more to a terminal that has been closed: that would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            number = stream.fileno()
+            if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def loud(console: Console) -> Console:
