@@ -19,7 +19,6 @@ from rich.text import Text
 from scripts.errors import ToolkitError
 from scripts.freeswitch.events import as_json
 from scripts.machine import files
-from scripts.report.page import render
 from scripts.scenario.outcome import Result, Run, Verdict
 
 # What XML 1.0 can't hold, not even escaped.
@@ -42,6 +41,9 @@ def write(run: Run, directory: Path) -> Path:
     Raises ToolkitError if that's not possible; a file of a former run is then
     left as it was.
     """
+    # What draws takes seconds to import: a mistake in a table is told before that.
+    from scripts.report.page import render
+
     # The page comes last: it takes the longest, and programs read the others.
     path = directory / f"{run.name}.html"
     for suffix, content in zip(SUFFIXES, (_junit, _json, render), strict=True):
