@@ -24,6 +24,8 @@ VERSION = f"{OCI}.version"
 PATCHED = "FreeSWITCH that reports lost SIP connections at once"
 STOCK = "FreeSWITCH as upstream released it"
 LICENSES = "MPL-1.1 AND LGPL-2.1-or-later"
+# Directories of this project that nothing of an image is made of.
+ELSEWHERE = ("docs", "examples", "templates/bench", "templates/report", "templates/scenarios", "tests")
 
 
 def project_version(root: Path = ROOT) -> str:
@@ -100,10 +102,12 @@ def _origin() -> str:
 
 
 def _revision() -> str:
-    """Return the commit of this project, with -dirty behind if there are changes; "" outside of git."""
+    """Return the commit of this project, with -dirty behind if the image may have changes; "" outside of git."""
     try:
         commit = git.online(ROOT, "rev-parse", "HEAD").strip()
-        changed = git.online(ROOT, "status", "--porcelain", env={"GIT_OPTIONAL_LOCKS": "0"}).strip()
+        # Else each case that is written for a scenario would make the image again.
+        paths = [":/", *(f":(top,exclude){directory}" for directory in ELSEWHERE)]
+        changed = git.online(ROOT, "status", "--porcelain", "--", *paths, env={"GIT_OPTIONAL_LOCKS": "0"}).strip()
     except ToolkitError:
         return ""
     return f"{commit}-dirty" if changed else commit

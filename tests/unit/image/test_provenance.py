@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from scripts.errors import ToolkitError
-from scripts.image import provenance
+from scripts.image import build, provenance
 from scripts.machine import engine
 from scripts.pins.settings import Settings, load
 from scripts.sources import trees
@@ -75,9 +75,36 @@ def test_stock_has_no_series(project: Path, cloned: Settings) -> None:
     assert labels["org.opencontainers.image.version"] == cloned.source("freeswitch").tag.removeprefix("v")
 
 
-def test_changes_are_told(project: Path, cloned: Settings) -> None:
-    (project / "README").write_text("changed\n")
-    assert provenance.labels(cloned, patched=True)[provenance.REVISION].endswith("-dirty")
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("README", True),
+        ("tasks.py", True),
+        ("scripts/tests/new.py", True),
+        ("templates/freeswitch/conf/new.xml", True),
+        ("templates/scenarios.yaml", True),
+        ("templates/scenarios/new/table.yaml", False),
+        ("docs/new.md", False),
+        ("tests/unit/new.py", False),
+        ("examples/compose/new.yaml", False),
+    ],
+)
+@pytest.mark.parametrize("added", [False, True], ids=["untracked", "added"])
+def test_changes_of_what_the_image_is_made_of_are_told(
+    project: Path, cloned: Settings, file: str, told: bool, added: bool
+) -> None:
+    (project / file).parent.mkdir(parents=True, exist_ok=True)
+    (project / file).write_text("changed\n")
+    if added:
+        git(project, "add", file)
+    commit = git(project, "rev-parse", "HEAD")
+    assert provenance.labels(cloned, patched=True)[provenance.REVISION] == commit + ("-dirty" if told else "")
+
+
+def test_what_is_left_out_is_there_and_in_no_image(root: Path) -> None:
+    assert all((root / directory).is_dir() for directory in provenance.ELSEWHERE)
+    made = (build.TEMPLATES, build.ENTRYPOINT, build.DOCKERFILE, root / "templates/build", root / "templates/sipp")
+    assert not [path for path in made for one in provenance.ELSEWHERE if path.is_relative_to(root / one)]
 
 
 @pytest.mark.parametrize(
