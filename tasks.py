@@ -98,13 +98,14 @@ def reproduce(context: Context, set_: list[str], freeswitch: str = "", sofia_sip
 
 
 @command(
-    scenario="Scenario to play, a folder of templates/scenarios, or `all` (default: kill).",
+    scenario="Scenario to play, a folder of templates/scenarios (docs/scenarios.md lists them), or `all` "
+    "(default: kill).",
     **RELEASES,
 )
 def verify(
     context: Context, set_: list[str], scenario: str = "kill", freeswitch: str = "", sofia_sip: str = ""
 ) -> None:
-    """Clone, patch, build, and verify the patched FreeSWITCH with SIPp."""
+    """Clone, patch, build, and verify the images with a scenario (`kill`, unless --scenario names another)."""
     from scripts import verify
 
     verify.verify(settings(context, set_, freeswitch, sofia_sip), scenario)
