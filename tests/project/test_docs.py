@@ -211,10 +211,6 @@ def test_tasks_are_listed() -> None:
     assert sorted(listed) == sorted(Collection.from_module(tasks).task_names)
 
 
-def test_parts_of_the_benchmark_are_in_its_help() -> None:
-    assert Collection.from_module(tasks)["bench"].help["only"].endswith(f"say): {', '.join(PARTS)}.")
-
-
 def test_event_is_described() -> None:
     headers = [name for row in table("docs/events.md", "Headers") for name in row]
     assert sorted(headers) == sorted(name.replace("_", "-") for name in events.TpErrorReport.__dataclass_fields__)

@@ -15,6 +15,7 @@ import pytest
 from invoke.context import Context
 from invoke.exceptions import Exit
 
+from scripts.bench.parts import PARTS
 from scripts.cli import command
 from scripts.errors import ToolkitError
 from scripts.machine.files import ROOT
@@ -93,6 +94,11 @@ def test_every_task_has_set(project: Path, task: str) -> None:
     assert result.returncode == 0
     assert "-s, --set " in result.stdout and "key=value" in result.stdout
     assert "-q, --quiet " in result.stdout
+
+
+def test_help_of_the_benchmark_lists_its_parts(project: Path) -> None:
+    result = run(made(project), "--help", "bench")
+    assert f"(storm,latency, say): {', '.join(PARTS)}. " in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize(
