@@ -228,11 +228,11 @@ def watch(
     context: Context, set_: list[str], host: str = "", port: str = "", password: str = "", json: bool = False
 ) -> None:
     """Print the reports of lost connections of a running FreeSWITCH as they come."""
-    from scripts.freeswitch import events
+    from scripts.freeswitch import watch as reports
 
     chosen = settings(context, set_)
-    number = events.parse_port(port, "--port") if port else chosen.watch.port
-    events.watch(host or chosen.watch.host, number, chosen.esl_event, password, json)
+    number = reports.parse_port(port, "--port") if port else chosen.watch.port
+    reports.watch(host or chosen.watch.host, number, chosen.esl_event, password, json)
 
 
 @command(

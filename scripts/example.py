@@ -25,6 +25,7 @@ DIRECTORY = ROOT / "examples" / "compose"
 TOOLKIT = (
     "scripts/errors.py",
     "scripts/freeswitch/events.py",
+    "scripts/freeswitch/watch.py",
     "scripts/freeswitch/subscriber.py",
     "scripts/machine/terminal.py",
 )

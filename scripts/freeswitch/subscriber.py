@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from scripts.errors import ToolkitError
-from scripts.freeswitch import events
+from scripts.freeswitch import watch
 from scripts.freeswitch.events import ConnectionLost, Unreachable
 from scripts.machine import terminal
 
@@ -32,13 +32,13 @@ def main() -> int:
     try:
         password = _password()
         host = os.environ.get("ESL_HOST") or "127.0.0.1"
-        port = events.parse_port(os.environ.get("ESL_PORT") or "8021", "ESL_PORT")
+        port = watch.parse_port(os.environ.get("ESL_PORT") or "8021", "ESL_PORT")
         subclass = _subclass()
         as_json = os.environ.get("SUBSCRIBER_JSON") == "true"
         told = ""
         while True:
             try:
-                events.watch(host, port, subclass, password, as_json)
+                watch.watch(host, port, subclass, password, as_json)
                 return 0
             except (Unreachable, ConnectionLost) as error:
                 # Once, not every second.

@@ -3,155 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from urllib.parse import quote
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from scripts.errors import ToolkitError
 from scripts.freeswitch import events
 from scripts.freeswitch.events import ConnectionLost, Event, Subscriber, Unreachable, parse
-from scripts.machine.files import ROOT
 from tests.conftest import PATIENCE
-
-PASSWORD = "s3cret"
-REPORT = {
-    "Event-Subclass": "sofia::tp_error_report",
-    "Event-Name": "CUSTOM",
-    "Core-UUID": "2b3c",
-    "profile-name": "internal",
-    "from-user": "alice",
-    "from-host": "example.test",
-    "contact": '"Alice B." <sip:alice@192.0.2.7:5060;transport=TCP>',
-    "call-id": "1-15@192.0.2.7",
-    "user-agent": "SIPp",
-    "network-ip": "192.0.2.7",
-    "network-port": "41179",
-    "transport": "tcp",
-    "error-code": "104",
-    "error-name": "ECONNRESET",
-    "error-phrase": "Connection reset by peer",
-    "registrations-left": "0",
-    "close-cause": "reset",
-    "connected-at": "1795406415",
-    "registered-at": "1795406416",
-    "detected-at-us": "1795406420123456",
-}
-
-
-def wire(headers: dict[str, str], body: str = "") -> bytes:
-    """Return an event as mod_event_socket sends it: URL-encoded values."""
-    lines = [f"{key}: {quote(value, safe='/@.;=-<> ') or '_undef_'}" for key, value in headers.items()]
-    if body:
-        lines.append(f"Content-Length: {len(body)}")
-    text = "\n".join(lines) + "\n\n" + body
-    return f"Content-Length: {len(text)}\nContent-Type: text/event-plain\n\n{text}".encode()
-
-
-def message(content: bytes, kind: bytes = b"text/event-plain") -> bytes:
-    """Return a message of the type `kind`."""
-    return b"Content-Type: %b\nContent-Length: %d\n\n%b" % (kind, len(content), content)
-
-
-class FakeEventSocket:
-    """A FreeSWITCH of a few lines. `script` is run after the subscription."""
-
-    def __init__(self, script: Callable[[FakeEventSocket], Awaitable[None]] | None = None, mode: str = "") -> None:
-        self.script = script
-        self.mode = mode
-        self.commands: list[str] = []
-        self.writer: asyncio.StreamWriter
-
-    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.writer = writer
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            await self._talk(reader)
-        writer.close()
-
-    async def _talk(self, reader: asyncio.StreamReader) -> None:
-        if self.mode == "acl":
-            await self.send(b"Content-Type: text/rude-rejection\nContent-Length: 24\n\nAccess Denied, go away.\n")
-            return
-        if self.mode == "close":
-            return
-        if self.mode == "silent":
-            await reader.read()
-            return
-        if self.mode == "blank":
-            await self.flood(b"\n")
-        await self.send(b"Content-Type: auth/request\n\n")
-        while command := (await reader.readuntil(b"\n\n")).decode().strip():
-            self.commands.append(command)
-            if command.startswith("auth "):
-                if command != f"auth {PASSWORD}":
-                    await self.send(b"Content-Type: command/reply\nReply-Text: -ERR invalid\n\n")
-                    await self.notice()
-                    return
-                await self.send(b"Content-Type: command/reply\nReply-Text: +OK accepted\n\n")
-            elif command.startswith("event "):
-                await self.send(b"Content-Type: command/reply\nReply-Text: +OK event listener enabled plain\n\n")
-                if self.script:
-                    await self.script(self)
-            elif command == "api hang":
-                pass
-            elif command == "api die":
-                return
-            elif command == "api bytes":
-                await self.send(b"Content-Type: api/response\nContent-Length: 7\n\ncaf\xe9 \xe2\x82")
-            else:
-                body = f"you said {command}\n\nand more\n"
-                await self.send(f"Content-Type: api/response\nContent-Length: {len(body)}\n\n{body}".encode())
-
-    async def send(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def flood(self, data: bytes) -> None:
-        """Send `data` without end."""
-        while True:
-            await self.send(data * 10_000)
-
-    async def notice(self) -> None:
-        await self.send(b"Content-Type: text/disconnect-notice\nContent-Length: 14\n\nDisconnected.\n")
-
-
-@contextlib.asynccontextmanager
-async def serving(server: FakeEventSocket) -> AsyncIterator[int]:
-    async with await asyncio.start_server(server.handle, "127.0.0.1", 0) as listener:
-        yield listener.sockets[0].getsockname()[1]
-
-
-@contextlib.contextmanager
-def serving_thread(server: FakeEventSocket) -> Iterator[int]:
-    """Serve from a thread, for a client that is a process of its own."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    listener = asyncio.run_coroutine_threadsafe(asyncio.start_server(server.handle, "127.0.0.1", 0), loop).result()
-    try:
-        yield listener.sockets[0].getsockname()[1]
-    finally:
-        loop.call_soon_threadsafe(listener.close)
-        asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+from tests.event_socket import PASSWORD, REPORT, FakeEventSocket, event, message, serving, wire
 
 
 def subscriber(port: int, password: str = PASSWORD, timeout: float = 2.0) -> Subscriber:
@@ -164,17 +27,6 @@ def use(server: FakeEventSocket, action: Callable[[Subscriber], Awaitable[None]]
             await action(client)
 
     asyncio.run(main())
-
-
-def event(**changes: str | list[str] | None) -> Event:
-    headers: dict[str, str | list[str]] = dict(REPORT)
-    for key, value in changes.items():
-        name = key.replace("_", "-")
-        if value is None:
-            del headers[name]
-        else:
-            headers[name] = value
-    return Event(headers, 1795406420125456000)
 
 
 def test_event_is_decoded_and_stamped_on_arrival() -> None:
@@ -445,20 +297,6 @@ def test_parse_refuses_what_cannot_be(change: dict[str, str]) -> None:
         parse(event(**change))
 
 
-def test_far_end_cannot_rule_the_terminal() -> None:
-    with pytest.raises(ToolkitError, match=r"network-port '\\x1b\[2J' is not") as caught:
-        parse(event(network_port="\x1b[2J"))
-    assert str(caught.value).isprintable()
-    cells = events._cells(parse(event(from_user="al\x1b[2Jice\x9b\u202e", from_host="h\n")), 0)
-    assert cells[1] == "al\\x1b[2Jice\\x9b\\u202e@h\\n"
-
-
-@pytest.mark.parametrize("port", ["0", "65536", "x", "-1", "9" * 5000])
-def test_port_that_is_none(port: str) -> None:
-    with pytest.raises(ToolkitError, match="is not a port"):
-        events.parse_port(port, "--port")
-
-
 def test_password_that_is_not_utf_8_is_refused() -> None:
     with pytest.raises(ToolkitError, match="the password is not UTF-8"):
         Subscriber("127.0.0.1", 1, os.fsdecode(b"\xff"), [])
@@ -466,126 +304,6 @@ def test_password_that_is_not_utf_8_is_refused() -> None:
 
 def test_delay_is_in_milliseconds() -> None:
     assert events.delay_ms(parse(event()), 1795406420125456000) == pytest.approx(2.0, abs=0.01)
-
-
-def test_watch_wants_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ESL_PASSWORD", raising=False)
-    with pytest.raises(ToolkitError, match="--password or set ESL_PASSWORD"):
-        events.watch("127.0.0.1", 8021, "sofia::tp_error_report")
-
-
-WATCH = """
-import sys
-from scripts import errors
-from scripts.freeswitch import events
-try:
-    events.watch("127.0.0.1", int(sys.argv[1]), "sofia::tp_error_report", "", sys.argv[2] == "json")
-except errors.ToolkitError as error:
-    sys.exit(f"error: {error}")
-"""
-
-
-def said(errors: str) -> list[str]:
-    """Return the lines of `errors` that are not asyncio's, which in debug mode tells what took long."""
-    return [line for line in errors.splitlines() if not line.startswith("Executing <")]
-
-
-def start_watch(port: int, mode: str) -> subprocess.Popen[str]:
-    # No COVERAGE, OTEL_ or GENESIS_ variable of the caller may colour the output.
-    environment = {"PATH": os.environ["PATH"], "ESL_PASSWORD": PASSWORD, "COLUMNS": "140"}
-    return subprocess.Popen(
-        [sys.executable, "-X", "dev", "-c", WATCH, str(port), mode],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_watch_prints_json_lines_at_once_and_ends_with_ctrl_c() -> None:
-    async def script(server: FakeEventSocket) -> None:
-        await server.send(wire(REPORT) + wire(REPORT | {"from-user": "bob"}))
-
-    with serving_thread(FakeEventSocket(script)) as port:
-        process = start_watch(port, "json")
-        assert process.stdout
-        assert [json.loads(process.stdout.readline()) for _ in range(2)] == [REPORT, REPORT | {"from-user": "bob"}]
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=10)
-    assert (process.returncode, out) == (0, "")
-    assert said(err) == [f"watching 127.0.0.1:{port} for sofia::tp_error_report, Ctrl-C ends"]
-
-
-def start_task(port: int) -> subprocess.Popen[str]:
-    """Start `inv watch`."""
-    return subprocess.Popen(
-        [sys.executable, "-X", "dev", "-m", "invoke", "watch", f"--port={port}", "--json"],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "ESL_PASSWORD": PASSWORD},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.parametrize("sent", ["nothing", "others", "reports"])
-def test_watch_that_is_terminated(sent: str) -> None:
-    """Also in the middle of a flood of events, and if nobody takes what it prints."""
-
-    async def script(server: FakeEventSocket) -> None:
-        await server.send(wire(REPORT))
-        if sent != "nothing":
-            await server.flood(wire(REPORT | ({"Event-Subclass": "sofia::register"} if sent == "others" else {})))
-
-    with serving_thread(FakeEventSocket(script)) as port:
-        process = start_task(port)
-        assert process.stdout and process.stdout.readline() and process.stderr
-        time.sleep(1)
-        process.terminate()
-        assert process.wait(timeout=PATIENCE) == 143
-        err = process.stderr.read()
-        process.communicate()
-    assert said(err) == [f"watching 127.0.0.1:{port} for sofia::tp_error_report, Ctrl-C ends", "terminated"]
-
-
-def test_watch_prints_rows_and_says_that_the_connection_is_lost() -> None:
-    # Its age must fit into the column.
-    report = REPORT | {"detected-at-us": str(time.time_ns() // 1000)}
-    broken = {key: value for key, value in report.items() if key != "call-id"}
-
-    async def script(server: FakeEventSocket) -> None:
-        two_left = report | {"registrations-left": "2", "error-code": "0", "error-name": "NONE"}
-        await server.send(wire(report) + wire(broken) + wire(two_left | {"close-cause": "peer-closed"}))
-        server.writer.close()
-
-    with serving_thread(FakeEventSocket(script)) as port:
-        process = start_watch(port, "table")
-        out, err = process.communicate(timeout=10)
-    header, first, second = out.splitlines()
-    assert header.split()[:2] == ["time", "user"]
-    assert first.split()[1:7] == ["alice@example.test", "192.0.2.7:41179", "tcp", "reset", "ECONNRESET", "offline"]
-    assert second.split()[3:8] == ["tcp", "peer-closed", "-", "2", "left"]
-    assert process.returncode == 1
-    _, missing, lost = said(err)
-    assert "has no header call-id" in missing
-    assert lost.startswith(f"error: lost the event socket at 127.0.0.1:{port}")
-
-
-def test_watch_calls_nobody_offline_who_has_registered_again_by_then() -> None:
-    report = REPORT | {"detected-at-us": str(time.time_ns() // 1000)}
-    register = {key: report[key] for key in ("Event-Name", "Core-UUID", "profile-name", "from-user", "from-host")}
-    register |= {"Event-Subclass": "sofia::register"}
-
-    async def script(server: FakeEventSocket) -> None:
-        # Made after the first report and before the second one, and delivered before both.
-        await server.send(wire(register | {"Event-Sequence": "21"}))
-        await server.send(wire(report | {"Event-Sequence": "20"}) + wire(report | {"Event-Sequence": "22"}))
-        server.writer.close()
-
-    with serving_thread(FakeEventSocket(script)) as port:
-        out, _ = start_watch(port, "table").communicate(timeout=10)
-    assert [line.split()[6] for line in out.splitlines()[1:]] == ["back", "offline"]
 
 
 def test_order_is_that_of_each_user_and_begins_anew_with_a_restart() -> None:
@@ -609,19 +327,3 @@ def test_order_is_that_of_each_user_and_begins_anew_with_a_restart() -> None:
     assert order.later(event("0", core="two")) == ""
     expired = {"Event-Subclass": "sofia::expire", "Event-Sequence": "1", "Core-UUID": "two", "profile-name": "internal"}
     assert order.later(Event(expired | {"user": "carol", "host": "example.test"}, 0)) == "sofia::register"
-
-
-def test_watch_ends_when_its_reader_does() -> None:
-    async def script(server: FakeEventSocket) -> None:
-        for _ in range(100):
-            await server.send(wire(REPORT))
-            await asyncio.sleep(0.01)
-
-    with serving_thread(FakeEventSocket(script)) as port:
-        process = start_watch(port, "json")
-        assert process.stdout and process.stderr
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.wait(timeout=10) == 0
-        assert len(said(process.stderr.read())) == 1
-        process.stderr.close()
