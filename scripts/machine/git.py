@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from git import Git
 from git.exc import GitCommandError
@@ -24,6 +25,12 @@ GIT = (
     "git", "-c", f"core.hooksPath={os.devnull}", "-c", f"core.attributesFile={os.devnull}", "-c", "core.autocrlf=false",
     "-c", "core.safecrlf=false", "-c", "core.fsmonitor=false",
 )  # fmt: skip
+# The variables of the user that a git keeps: what reaches a host, where git's own programs and the user's
+# configuration are (`environment` sets the latter), and what git tells of its work.
+KEPT = re.compile(
+    r"GIT_(SSH|ASKPASS|PROXY|SSL|HTTP|CURL|ALLOW_PROTOCOL$|PROTOCOL_FROM_USER$|TERMINAL_PROMPT$|EXEC_PATH$"
+    r"|CONFIG_|TRACE|TEST_)"
+)
 
 
 # How each kind of failure reads in git's own words, which are English: GitPython sets LC_ALL.
@@ -109,6 +116,20 @@ KINDS = (
 )
 
 
+class OwnGit(Git):
+    """A git without the variables of the user that name places or change what git means.
+
+    Many have no value that stands for none, so they are taken away. What it is
+    called with stays.
+    """
+
+    def execute(self, command: Any, *arguments: Any, **options: Any) -> Any:
+        given = {**self.environment(), **(options.get("env") or {})}
+        names = [name for name in os.environ if name.startswith("GIT_") and not KEPT.match(name) and name not in given]
+        without = ["env", *(f"--unset={name}" for name in sorted(names))] if names else []
+        return super().execute([*without, *command], *arguments, **options)
+
+
 class GitError(ToolkitError):
     """A git that failed: `call` says which, `reason` why."""
 
@@ -129,7 +150,7 @@ def local(path: Path, *arguments: str, index: Path | None = None, env: dict[str,
 
 def blob(path: Path, commit: str, file: str) -> str:
     """Return the contents of `file` in `commit`; bytes that are not UTF-8 become surrogates."""
-    git = Git(path)
+    git = OwnGit(path)
     git.update_environment(**environment(path))
     try:
         data: bytes = git.get_object_data(f"{commit}:{file}")[3]
@@ -165,7 +186,7 @@ def _git(path: Path, arguments: Sequence[str], environment: dict[str, str]) -> t
     """Return what git writes to stdout and to stderr."""
     command = [*GIT, *arguments]
     try:
-        _, output, told = Git(path).execute(
+        _, output, told = OwnGit(path).execute(
             command, env=environment, strip_newline_in_stdout=False, with_extended_output=True
         )
     except GitCommandError as error:
@@ -194,7 +215,7 @@ def in_mail(mail: Path) -> Mail:
             if (number := local(mail.parent, "mailsplit", "-b", f"-o{split}", str(mail)).strip()) != "1":
                 raise ToolkitError(f"git takes it for {number} mails: a line begins one (From ...)")
         with mail.open("rb") as file:
-            told = str(Git(mail.parent).execute(command, istream=file, env=environment(mail.parent)))
+            told = str(OwnGit(mail.parent).execute(command, istream=file, env=environment(mail.parent)))
     except GitCommandError as error:
         raise GitError("git mailinfo failed", reason(error)) from error
     headers = dict(line.split(": ", 1) for line in told.splitlines() if ": " in line)
@@ -249,8 +270,8 @@ def environment(path: Path, index: Path | None = None) -> dict[str, str]:
 
 def network_environment(path: Path, index: Path | None = None) -> dict[str, str]:
     """Like `environment`, with the user's configuration (proxy, insteadOf, credentials)."""
-    # The explicit directories keep git from a repository further up, and from
-    # the GIT_... variables of a hook that runs the toolkit.
+    # The explicit directories keep git from a repository further up; what else a
+    # hook that runs the toolkit has set, OwnGit takes away.
     return {
         "GIT_DIR": str(path / ".git"),
         "GIT_WORK_TREE": str(path),

@@ -8,11 +8,9 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from git import Git
-
 from scripts.errors import ToolkitError
 from scripts.machine.files import short
-from scripts.machine.git import environment, local
+from scripts.machine.git import OwnGit, environment, local
 from scripts.pins.settings import Source
 from scripts.sources.trees import committed, require
 
@@ -47,7 +45,7 @@ def _write_tar(source: Source, target: Path) -> None:
     path = source.path
     excluded = _excluded(source)
     when = committed(source)
-    git = Git(path)
+    git = OwnGit(path)
     git.update_environment(**environment(path))
     try:
         with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:

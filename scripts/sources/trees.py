@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from git import Git
 from git.cmd import handle_process_output
 from git.exc import GitCommandError
 from rich import get_console
@@ -31,6 +30,7 @@ from scripts.machine.git import (
     GIT,
     Failure,
     GitError,
+    OwnGit,
     Reason,
     end,
     git_in,
@@ -261,7 +261,7 @@ def unreachable(source: Source, timeout: float = 10.0) -> ToolkitError | None:
     remedy = f"check the network or use --set {key(source)}.url=..."
     try:
         command = ["git", "ls-remote", "--", source.url, ref]
-        output = Git().execute(command, env={"GIT_TERMINAL_PROMPT": "0"}, kill_after_timeout=timeout)
+        output = OwnGit().execute(command, env={"GIT_TERMINAL_PROMPT": "0"}, kill_after_timeout=timeout)
     except GitCommandError as error:
         why = reason(error)
         return ToolkitError(str(why), why.remedy(source.path) or remedy)
@@ -277,7 +277,7 @@ def references(source: Source, *arguments: str, timeout: float = 60.0) -> dict[s
     names = [argument for argument in arguments if not argument.startswith("-")]
     command = ["git", "ls-remote", *options, "--", source.url, *names]
     try:
-        output = Git().execute(command, env={"GIT_TERMINAL_PROMPT": "0"}, kill_after_timeout=timeout)
+        output = OwnGit().execute(command, env={"GIT_TERMINAL_PROMPT": "0"}, kill_after_timeout=timeout)
     except GitCommandError as error:
         why = reason(error)
         raise ToolkitError(
@@ -464,7 +464,7 @@ def _remote(path: Path, report: Callable[[str], None], command: str, *arguments:
         process.wait(stderr="\n".join(lines))
 
     try:
-        process = Git(path).execute(
+        process = OwnGit(path).execute(
             [*GIT, command, "--progress", *arguments],
             env=network_environment(path),
             as_process=True,

@@ -125,3 +125,37 @@ def test_error_is_one_line_in_another_process_too(error: ToolkitError, line: str
     other = pickle.loads(pickle.dumps(error))
     assert str(error) == str(other) == line
     assert vars(other) == vars(error)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("GIT_COMMON_DIR", "/nowhere"),
+        ("GIT_CONFIG", "/nowhere"),
+        ("GIT_ATTR_SOURCE", "nothing"),
+        ("GIT_SHALLOW_FILE", "/nowhere"),
+        ("GIT_LITERAL_PATHSPECS", "1"),
+        ("GIT_DEFAULT_HASH", "sha256"),
+        ("GIT_EXTERNAL_DIFF", "false"),
+    ],
+)
+def test_variables_of_the_user_change_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    trees.clone(settings.sources, settings.patches)
+    path = settings.source("one").path
+    (path / "src/main.c").write_text("changed\n")
+    for call in (git.local, git.online):
+        assert call(path, "-c", f"alias.told=!echo ${variable}", "told") == "\n"
+        assert call(path, "config", "core.bare") == "false\n"
+        assert call(path, "diff", "--", "*.c").startswith("diff --git a/src/main.c")
+    assert git.blob(path, "HEAD", "src/main.c").startswith("line 1\n")
+
+
+def test_variables_that_reach_a_host_stay(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_SSH_COMMAND", "ssh -i key")
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "Somebody")
+    assert git.online(tree, "-c", "alias.told=!echo $GIT_SSH_COMMAND $GIT_AUTHOR_NAME", "told") == "ssh -i key\n"
+    given = {"GIT_AUTHOR_NAME": "Ann", "GIT_AUTHOR_EMAIL": "a@b"}
+    assert git.local(tree, "var", "GIT_AUTHOR_IDENT", env=given).startswith("Ann <a@b> ")
