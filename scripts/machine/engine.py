@@ -18,7 +18,8 @@ import docker
 from docker.errors import APIError, DockerException, NotFound, create_api_error_from_http_exception
 from docker.models.containers import Container
 from docker.models.images import Image
-from requests.exceptions import HTTPError, ReadTimeout, RequestException
+from requests.exceptions import ChunkedEncodingError, ConnectionError, HTTPError, ReadTimeout, RequestException
+from urllib3.exceptions import ReadTimeoutError
 
 from scripts.errors import ToolkitError
 
@@ -29,6 +30,8 @@ LABEL = "org.freeswitch-tp-error"
 IMAGE_LABEL = {LABEL: "image"}
 # How long an engine may take for each of the two answers that say that it is there, seconds: a busy one needs a few.
 ANSWER = 20
+# What to do about one that gives none.
+HANGS = "see what it waits for (`journalctl -u docker` on its host), and restart it there if it hangs"
 # In what the engine multiplexes.
 STDOUT, FRAME_HEADER = 1, 8
 
@@ -40,7 +43,6 @@ def connect(timeout: int = 60) -> Iterator[docker.DockerClient]:
     Raises ToolkitError if the engine cannot be reached, and turns a failure of
     a later call into one.
     """
-    where = os.environ.get("DOCKER_HOST", "its socket")
     # What the caller is just dealing with is no cause of what fails here.
     outside = sys.exc_info()[1]
     try:
@@ -49,20 +51,37 @@ def connect(timeout: int = 60) -> Iterator[docker.DockerClient]:
         client.api.timeout = timeout
     except (DockerException, RequestException, ValueError) as error:
         if _timed_out(error, outside):
-            raise ToolkitError(
-                f"Docker engine at {where} takes connections and does not answer",
-                "see what it waits for (`journalctl -u docker` on its host), and restart it there if it hangs",
-            ) from error
+            raise ToolkitError(f"Docker engine at {_where()} takes connections and does not answer", HANGS) from error
         raise ToolkitError(
-            f"Docker engine not reachable at {where} ({_cause(error, outside)})",
+            f"Docker engine not reachable at {_where()} ({_cause(error, outside)})",
             "start it (`systemctl start docker`), join the group docker, or set DOCKER_HOST",
         ) from error
     try:
         yield client
     except (DockerException, RequestException) as error:
-        raise ToolkitError(f"Docker refused: {brief(error)}") from error
+        raise failure(error, outside) from error
     finally:
         client.close()
+
+
+def failure(error: BaseException, outside: BaseException | None = None) -> ToolkitError:
+    """Return what a call failed of, `error`, after the engine had answered: that it is mute, gone, or refuses.
+
+    `outside` is what the caller was dealing with before the call, and no cause of it.
+    """
+    if _timed_out(error, outside):
+        return ToolkitError(f"Docker engine at {_where()} has stopped answering", HANGS)
+    if isinstance(error, ConnectionError | ChunkedEncodingError):
+        return ToolkitError(
+            f"Docker engine at {_where()} is gone ({_cause(error, outside)})",
+            "see why (`journalctl -u docker` on its host), and start it (`systemctl start docker`)",
+        )
+    return ToolkitError(f"Docker refused: {brief(error)}")
+
+
+def _where() -> str:
+    """Return where the engine is looked for."""
+    return os.environ.get("DOCKER_HOST", "its socket")
 
 
 def versions(client: docker.DockerClient) -> dict[str, str]:
@@ -228,8 +247,8 @@ def _cause(error: BaseException, outside: BaseException | None) -> str:
 
 
 def _timed_out(error: BaseException, outside: BaseException | None) -> bool:
-    """Return whether the engine took a connection and then said nothing."""
-    return any(isinstance(link, ReadTimeout) for link in _chain(error, outside))
+    """Return whether the engine took a connection and then said nothing, or nothing more in the middle of an answer."""
+    return any(isinstance(link, ReadTimeout | ReadTimeoutError) for link in _chain(error, outside))
 
 
 def _chain(error: BaseException, outside: BaseException | None) -> Iterator[BaseException]:

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import socket
+import socketserver
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from docker import DockerClient
+from docker.errors import APIError
 from docker.models.networks import NetworkCollection
 from requests.exceptions import ReadTimeout
 
 from scripts.errors import ToolkitError
 from scripts.machine import engine
-from tests.conftest import needs_docker
+from tests.conftest import PATIENCE, needs_docker
 
 
 def connect() -> ToolkitError:
@@ -37,6 +40,53 @@ def test_engine_that_hangs_is_told_from_one_that_is_not_there(tmp_path: Path, mo
         error = connect()
     assert f"{path} takes connections and does not answer" in error.what
     assert "restart" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("answer", "words", "remedy"),
+    [
+        (None, "has stopped answering", "restart it there if it hangs"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "has stopped answering", "restart it there if it hangs"),
+        (b"", "is gone (", "systemctl start docker"),
+    ],
+    ids=["mute", "mute in the middle", "gone"],
+)
+def test_engine_that_fails_later_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes | None, words: str, remedy: str
+) -> None:
+    path, ended = tmp_path / "docker.sock", threading.Event()
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+
+    class Engine(socketserver.BaseRequestHandler):
+        """Answers until it is asked for /info."""
+
+        def handle(self) -> None:
+            while (request := self.request.recv(10_000)) and b"/info" not in request:
+                body = b'{"ApiVersion": "1.45"}' if b"/version" in request else b"OK"
+                self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            if request and answer != b"":
+                self.request.sendall(answer or b"")
+                ended.wait(PATIENCE)
+
+    with socketserver.ThreadingUnixStreamServer(str(path), Engine) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ToolkitError) as raised, engine.connect() as client:
+            client.api.timeout = 1
+            client.info()
+        ended.set()
+        server.shutdown()
+    assert f"Docker engine at unix://{path} {words}" in raised.value.what
+    assert remedy in raised.value.remedy and "HTTPConnectionPool" not in str(raised.value)
+
+
+def test_later_failure_of_another_kind_keeps_its_words() -> None:
+    try:
+        raise ReadTimeout
+    except ReadTimeout as outside:
+        try:
+            raise APIError("x", explanation="no such image")
+        except APIError as error:
+            assert str(engine.failure(error, outside)) == "Docker refused: no such image"
 
 
 @pytest.fixture
