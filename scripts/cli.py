@@ -65,6 +65,9 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
                 _catch()
             try:
                 result = function(*args, **kwargs)
+                # Here it can still be told what fails.
+                if sys.stdout is not None:
+                    sys.stdout.flush()
             except ToolkitError as error:
                 if status(error) > SIGNALLED:
                     terminal.let_go()
@@ -74,6 +77,13 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
                 terminal.silence()
                 raise Exit(code=1) from None
             except OSError as error:
+                if not error.filename and not _prints():
+                    terminal.silence()
+                    raise Exit(
+                        f"error: the standard output can't be written ({error.strerror or error}): "
+                        "make room where it goes, or send it elsewhere",
+                        code=1,
+                    ) from error
                 raise Exit(f"error: {error.filename or 'system'}: {error.strerror or error}", code=1) from error
             except Terminated as error:
                 terminal.let_go()
@@ -92,6 +102,18 @@ def command(**help_texts: str) -> Callable[[Callable[P, object]], Callable[..., 
         return task(body, iterable=["set_"], help={**SET, **QUIET, **help_texts})
 
     return decorate
+
+
+def _prints() -> bool:
+    """Return whether the standard output takes what is left of it: what it could not take, it keeps."""
+    try:
+        if getattr(sys.stdout, "write_through", False):
+            # Unbuffered (PYTHONUNBUFFERED), it keeps nothing.
+            sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 def status(error: ToolkitError) -> int:

@@ -1,4 +1,4 @@
-"""How a task ends on a signal."""
+"""How a task ends: on a signal, and if its output can't be written."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_task_whose_terminal_is_closed(tmp_path: Path) -> None:
         command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
     ) as process:
         os.close(theirs)
-        assert os.read(ours, 100) == b"ready\r\n"
+        assert os.read(ours, 100).startswith(b"ready")
         os.close(ours)
         assert process.wait(timeout=PATIENCE) == 129
     assert (tmp_path / "mark").exists()
@@ -96,3 +96,42 @@ def test_status_is_that_of_the_signal_that_an_error_came_of(cause: BaseException
     error = ToolkitError("broken off")
     error.__cause__ = cause
     assert status(error) == code
+
+
+PRINT = """
+from pathlib import Path
+from invoke import Collection, Context, Program
+from rich import get_console
+from scripts.cli import command
+
+@command()
+def show(context: Context, set_: list[str]) -> None:
+    {code}
+
+Program(namespace=Collection(show)).run(["inv", "show"])
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("code", "output", "line"),
+    [
+        ("print('x')", "/dev/full", "the standard output can't be written (No space left on device): make room"),
+        ("get_console().print('x')", "/dev/full", "the standard output can't be written (No space left"),
+        ("open('/dev/full', 'w', 1).write('x\\n')", "/dev/null", "system: No space left on device"),
+        ("Path('/nowhere').read_text()", "/dev/full", "/nowhere: No such file or directory"),
+    ],
+)
+def test_output_that_cannot_be_written(code: str, output: str, line: str, unbuffered: str) -> None:
+    with open(output, "w") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", PRINT.format(code=code)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.stderr.startswith(f"error: {line}") and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 1
