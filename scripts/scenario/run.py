@@ -94,7 +94,7 @@ def run(
         except ToolkitError as error:
             failure = error
         except (DockerException, RequestException) as error:
-            failure = ToolkitError(f"Docker failed in the middle of the verification: {engine.brief(error)}")
+            failure = ToolkitError(f"Docker failed in the middle of the verification: {engine.failure(error)}")
         finally:
             left = sweep(client, this.id)
         outcome = this.outcome(str(failure or "broken off"))
@@ -165,7 +165,8 @@ class _Session:
                 # The others end at once.
                 self.stopped.event.set()
         if self.stopped.name:
-            ended = KeyboardInterrupt() if self.stopped.name == SIGNALS[signal.SIGINT] else Terminated()
+            number = next(number for number, name in SIGNALS.items() if name == self.stopped.name)
+            ended = KeyboardInterrupt() if number is signal.SIGINT else Terminated(number)
             raise Interrupted(f"verification broken off by {self.stopped.name}") from ended
         if failed:
             raise failed
