@@ -8,7 +8,7 @@ import signal
 import tarfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +20,11 @@ from requests.exceptions import ConnectionError as RequestsConnectionError
 from rich.console import Console
 
 from scripts import verify
+from scripts.cli import status
 from scripts.errors import ToolkitError
 from scripts.freeswitch import container
 from scripts.freeswitch.events import REGISTER, Event
+from scripts.freeswitch.recorder import Recorder
 from scripts.image import build
 from scripts.machine import engine
 from scripts.pins.settings import Settings
@@ -146,15 +148,46 @@ def test_capture_is_read_until_the_end_of_the_client_is_in_it(problem: str) -> N
     assert len(list(reads)) == (2 if problem else 1)
 
 
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
-def test_first_signal_breaks_off_and_more_do_nothing(number: signal.Signals, name: str) -> None:
+@pytest.fixture
+def hangup() -> Iterator[Callable[[Any], None]]:
+    """Return a function that sets what SIGHUP does, for the test; who started it may ignore it."""
+    before = signal.getsignal(signal.SIGHUP)
+
+    def set_to(what: Any) -> None:
+        signal.signal(signal.SIGHUP, what)
+
+    yield set_to
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", run.SIGNALS)
+def test_first_signal_breaks_off_and_more_do_nothing(hangup: Callable[[Any], None], number: signal.Signals) -> None:
+    hangup(signal.SIG_DFL)
     before = signal.getsignal(number)
     with Break() as stopped:
         signal.raise_signal(number)
-        for again in (signal.SIGTERM, signal.SIGINT):
+        for again in run.SIGNALS:
             signal.raise_signal(again)
-        assert stopped.event.is_set() and stopped.name == name
+        assert stopped.event.is_set() and stopped.name == run.SIGNALS[number]
     assert signal.getsignal(number) is before
+
+
+def test_hangup_that_is_ignored_stays_so(hangup: Callable[[Any], None]) -> None:
+    hangup(signal.SIG_IGN)
+    with Break() as stopped:
+        signal.raise_signal(signal.SIGHUP)
+        assert not stopped.event.is_set()
+
+
+def test_who_waits_for_an_event_hears_that_the_run_is_broken_off() -> None:
+    halt = threading.Event()
+    recorder = Recorder("127.0.0.1", "secret", [], halt)
+    assert not recorder.wait(lambda events: False, 0)
+    threading.Timer(0.1, halt.set).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        recorder.wait(lambda events: False, 10 * PATIENCE)
+    assert time.monotonic() - start < PATIENCE
 
 
 def test_run_in_a_thread_leaves_the_signals_alone() -> None:
@@ -193,9 +226,9 @@ def test_all_scenarios_are_played_and_their_failures_told(settings: Settings, mo
     assert str(caught.value) == "; ".join(f"scenario '{name}': wrong" for name in played)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", run.SIGNALS)
 def test_what_has_not_begun_when_a_run_is_broken_off_never_does(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, hangup: Callable[[Any], None], number: signal.Signals
 ) -> None:
     """With numbers of CPUs the parts are one after the other: the first is ended, the second never begins."""
     began: list[str] = []
@@ -207,16 +240,13 @@ def test_what_has_not_begun_when_a_run_is_broken_off_never_does(
 
     monkeypatch.setattr(run._Session, "_part", part)
     nothing: Any = None
+    hangup(signal.SIG_DFL)
     with Break() as stopped:
         session = run._Session(settings, table.load("deaths"), settings.report_directory, nothing, nothing, stopped)
         session.add(table.PATCHED)
-        with pytest.raises(run.Interrupted, match=f"broken off by {stopped_name(number)}") as caught:
+        with pytest.raises(run.Interrupted, match=f"broken off by {run.SIGNALS[number]}") as caught:
             session.play()
     assert began == ["patched, 2 CPUs"]
-    assert isinstance(caught.value.__cause__, KeyboardInterrupt)
+    assert isinstance(caught.value.__cause__, KeyboardInterrupt) and status(caught.value) == 128 + number
     results = session.outcome("broken off").results
     assert len(results) == 568 and {result.verdict for result in results} == {Verdict.NOT_RUN}
-
-
-def stopped_name(number: signal.Signals) -> str:
-    return "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
