@@ -130,10 +130,10 @@ def test_error_is_one_line_in_another_process_too(error: ToolkitError, line: str
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        ("GIT_COMMON_DIR", "/nowhere"),
-        ("GIT_CONFIG", "/nowhere"),
+        ("GIT_COMMON_DIR", "/dev/null/nowhere"),
+        ("GIT_CONFIG", "/dev/null/nowhere"),
         ("GIT_ATTR_SOURCE", "nothing"),
-        ("GIT_SHALLOW_FILE", "/nowhere"),
+        ("GIT_SHALLOW_FILE", "/dev/null/nowhere"),
         ("GIT_LITERAL_PATHSPECS", "1"),
         ("GIT_DEFAULT_HASH", "sha256"),
         ("GIT_EXTERNAL_DIFF", "false"),
