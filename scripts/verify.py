@@ -62,6 +62,9 @@ def play(settings: Settings, scenario: Scenario, variants: Sequence[str] = (), c
         except ToolkitError as error:
             raise ToolkitError("; ".join(str(one) for one in (failure, error) if one)) from failure
         write.show(outcome, console)
+    if stopped.name and not isinstance(failure, Interrupted):
+        # It came when all was played.
+        failure = stopped.error(*([str(failure)] if failure else []))
     where = f"report in {files.short(page)}"
     if failure:
         raise type(failure)(f"{failure}; {where}") from failure

@@ -133,7 +133,7 @@ def _render(scenario: Scenario, users: Sequence[str]) -> None:
 def _parse(scenario: Scenario, path: str, text: str) -> None:
     try:
         ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError) as error:
         raise ToolkitError(f"{short(scenario.directory / path)}.j2: rendered, it is no XML: {error}") from None
 
 

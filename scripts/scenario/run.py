@@ -58,6 +58,13 @@ class Break:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
+    def error(self, *before: str) -> Interrupted:
+        """Return what to raise after a signal; `before` is what had failed already."""
+        number = next(number for number, name in SIGNALS.items() if name == self.name)
+        error = Interrupted("; ".join([*before, f"verification broken off by {self.name}"]))
+        error.__cause__ = KeyboardInterrupt() if number is signal.SIGINT else Terminated(number)
+        return error
+
     def _caught(self, number: int, _: object) -> None:
         self.name = self.name or SIGNALS[signal.Signals(number)]
         self.event.set()
@@ -165,9 +172,7 @@ class _Session:
                 # The others end at once.
                 self.stopped.event.set()
         if self.stopped.name:
-            number = next(number for number, name in SIGNALS.items() if name == self.stopped.name)
-            ended = KeyboardInterrupt() if number is signal.SIGINT else Terminated(number)
-            raise Interrupted(f"verification broken off by {self.stopped.name}") from ended
+            raise self.stopped.error()
         if failed:
             raise failed
 

@@ -86,6 +86,13 @@ class _CaseEntry(Model):
     alone: bool = False
     capture: bool = False
 
+    @field_validator("case", "done")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if not value.isprintable():
+            raise ValueError("has a character that can't be printed")
+        return value
+
     @field_validator("profiles", "over")
     @classmethod
     def _once(cls, value: list[Any]) -> list[Any]:

@@ -9,6 +9,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +29,9 @@ from scripts.freeswitch.recorder import Recorder
 from scripts.image import build
 from scripts.machine import engine
 from scripts.pins.settings import Settings
+from scripts.report import write
 from scripts.scenario import record, run, table
-from scripts.scenario.outcome import Result, Verdict
+from scripts.scenario.outcome import Result, Run, Verdict
 from scripts.scenario.run import Break
 from scripts.templates import render
 from tests.conftest import PATIENCE
@@ -146,6 +148,18 @@ def test_capture_is_read_until_the_end_of_the_client_is_in_it(problem: str) -> N
     assert found.problem == problem and found.client == CLIENT
     assert found.pcap == (whole[:500] if problem else whole[:-3])
     assert len(list(reads)) == (2 if problem else 1)
+
+
+@pytest.mark.parametrize("failure", [None, ToolkitError("Docker is gone")])
+def test_signal_while_the_report_is_written_is_not_lost(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, failure: ToolkitError | None
+) -> None:
+    outcome = Run(datetime.now(UTC), [], {}, [])
+    monkeypatch.setattr(run, "run", lambda *arguments: (outcome, failure))
+    monkeypatch.setattr(write, "show", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(run.Interrupted, match="verification broken off by SIGTERM; report in ") as caught:
+        verify.play(settings, KILL, console=Console(file=io.StringIO()))
+    assert status(caught.value) == 143 and (failure is None or str(caught.value).startswith(str(failure)))
 
 
 @pytest.fixture

@@ -241,6 +241,7 @@ def test_broken_templates_are_told_before_anything_runs(tmp_path: Path) -> None:
         ("{% for %}", "TemplateSyntaxError"),
         ("<a", "rendered, it is no XML"),
         ("{{ nobody }}", "Undef"),
+        ("<a>{{ '\\ud800' }}</a>", "rendered, it is no XML"),
     ):
         script.write_text(text)
         with pytest.raises(ToolkitError, match=rf"step 'sipp alice mine': .*sipp/mine\.xml\.j2: {what}"):
@@ -281,6 +282,11 @@ def test_report_of_another_scenario_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken/scenario.yaml").write_text("[")
     with pytest.raises(ToolkitError, match=r"second/scenario\.yaml: report 'one' is that of scenario 'mine', too"):
         made(tmp_path, name="second")
+
+
+def test_case_name_that_would_rule_the_terminal_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ToolkitError, match="case: value error, has a character that can't be printed"):
+        made(tmp_path, rows=({**ROW, "case": "a\x1b[2J"},))
 
 
 def test_cases_with_one_name_for_files_are_refused(tmp_path: Path) -> None:
