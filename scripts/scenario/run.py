@@ -46,7 +46,12 @@ class Break:
     """
 
     event: threading.Event = field(default_factory=threading.Event)
-    name: str = ""
+    number: signal.Signals | None = None
+
+    @property
+    def name(self) -> str:
+        """What the first signal is called, "" if none came."""
+        return SIGNALS[self.number] if self.number else ""
 
     def __enter__(self) -> Break:
         ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -60,13 +65,13 @@ class Break:
 
     def error(self, *before: str) -> Interrupted:
         """Return what to raise after a signal; `before` is what had failed already."""
-        number = next(number for number, name in SIGNALS.items() if name == self.name)
+        assert self.number
         error = Interrupted("; ".join([*before, f"verification broken off by {self.name}"]))
-        error.__cause__ = KeyboardInterrupt() if number is signal.SIGINT else Terminated(number)
+        error.__cause__ = KeyboardInterrupt() if self.number is signal.SIGINT else Terminated(self.number)
         return error
 
     def _caught(self, number: int, _: object) -> None:
-        self.name = self.name or SIGNALS[signal.Signals(number)]
+        self.number = self.number or signal.Signals(number)
         self.event.set()
 
 
