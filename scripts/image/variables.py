@@ -7,10 +7,12 @@ rendered into shell, the file `values.sh` of the entrypoint.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from scripts.errors import ToolkitError
@@ -85,7 +87,7 @@ class Kind:
 
 def groups() -> list[dict[str, Any]]:
     """Return the groups of variables: `title` and `variables`, each with `name`, `kind`, `default`, `text`."""
-    return list(read_yaml(FILE)["groups"])
+    return list(_read(FILE)["groups"])
 
 
 def default(name: str) -> str:
@@ -111,13 +113,18 @@ def kinds() -> list[Kind]:
 
     Raises ToolkitError if the file does not know it or it lacks an argument.
     """
-    data = read_yaml(FILE)
+    data = _read(FILE)
     patterns: dict[str, str] = {}
     for name, parts in data["patterns"].items():
         whole = parts if isinstance(parts, str) else "|".join(parts)
         patterns[name] = _fill(whole, patterns, f"pattern {name}")
     names = dict.fromkeys(variable["kind"] for group in data["groups"] for variable in group["variables"])
     return [_kind(name, data["kinds"], patterns) for name in names]
+
+
+@functools.cache
+def _read(path: Path) -> Mapping[str, Any]:
+    return read_yaml(path)  # type: ignore[no-any-return]
 
 
 def values() -> str:
