@@ -63,8 +63,7 @@ def check(scenario: Scenario, verbs: Verbs) -> None:
     if scenario.composed:
         # What it is filled in with, only a run knows.
         scenario.compile("compose.yml")
-    _render(scenario, sorted(everybody))
-    users = any(path.is_file() for path in (scenario.directory / "freeswitch/directory").rglob("*.j2"))
+    users = any(path.startswith("directory/") for path in _render(scenario, sorted(everybody)))
     if everybody and not (scenario.composed or users or scenario.environment.get("DIRECTORY_URL")):
         raise ToolkitError(
             f"{short(scenario.directory)}: there is no freeswitch/directory/users.xml.j2, and the image has no users: "
@@ -123,11 +122,16 @@ def _shown(transport: str, port: str) -> str:
     return f"port: {port}" if transport in ("udp", "tcp") else f"ports: {{{transport}: {port}}}"
 
 
-def _render(scenario: Scenario, users: Sequence[str]) -> None:
-    """Raise ToolkitError if a file for /etc/freeswitch can't be rendered, or is none of XML where it has to be."""
-    for path, text in scenario.files(**lab.values(scenario, users, "password", {}, "")).items():
+def _render(scenario: Scenario, users: Sequence[str]) -> list[str]:
+    """Return the paths of its files for /etc/freeswitch.
+
+    Raises ToolkitError if one can't be rendered, or is none of XML where it has to be.
+    """
+    files = scenario.files(**lab.values(scenario, users, "password", {}, ""))
+    for path, text in files.items():
         if path.endswith(".xml"):
             _parse(scenario, f"freeswitch/{path}", text)
+    return list(files)
 
 
 def _parse(scenario: Scenario, path: str, text: str) -> None:

@@ -257,11 +257,11 @@ def load(name: str, directory: Path = SCENARIOS) -> Scenario:
     needs = _checked(folder / "scenario.yaml", _Needs)
     if not (folder / "table.yaml").is_file():
         raise ToolkitError(f"{short(folder)}: has no table.yaml: write its cases there (docs/scenarios.md)")
-    for other in _others(folder):
-        if other["report"] == needs.report:
+    for other, report in _others(folder):
+        if report == needs.report:
             raise ToolkitError(
-                f"{short(folder / 'scenario.yaml')}: report '{needs.report}' is that of scenario '{other['name']}', "
-                "too: give each its own"
+                f"{short(folder / 'scenario.yaml')}: report '{report}' is that of scenario '{other}', too: "
+                "give each its own"
             )
     table = read_yaml(folder / "table.yaml", short(folder / "table.yaml"))
     if not isinstance(table, list) or not table:
@@ -293,12 +293,12 @@ def load(name: str, directory: Path = SCENARIOS) -> Scenario:
     )
 
 
-def _others(folder: Path) -> Iterator[dict[str, str]]:
-    """Return name and report of the other scenarios; of one that can't be read, its own run tells."""
+def _others(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and report of the other scenarios; of one that can't be read, its own run tells."""
     for path in sorted(folder.parent.glob("*/scenario.yaml")):
         with contextlib.suppress(ToolkitError):
             if path.parent != folder and isinstance(found := read_yaml(path), dict):
-                yield {"name": path.parent.name, "report": str(found.get("report"))}
+                yield path.parent.name, str(found.get("report"))
 
 
 def _checked(path: Path, model: type[_Needs]) -> _Needs:
