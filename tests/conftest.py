@@ -130,11 +130,12 @@ def releases(tmp_path_factory: pytest.TempPathFactory, gitconfig: Path) -> Calla
 @pytest.fixture
 def upstream(tmp_path: Path, releases: Callable[[str], Path]) -> Callable[[str], Path]:
     """Return a function that returns a tagged upstream repository of the name given, the test's own."""
+    return functools.partial(copied, releases, tmp_path)
 
-    def make(name: str) -> Path:
-        return Path(shutil.copytree(releases(name), tmp_path / "upstream" / name, symlinks=True))
 
-    return make
+def copied(releases: Callable[[str], Path], directory: Path, name: str) -> Path:
+    """Copy the upstream repository `name` into `directory`; return where it is."""
+    return Path(shutil.copytree(releases(name), directory / "upstream" / name, symlinks=True))
 
 
 @pytest.fixture

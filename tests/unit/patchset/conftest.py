@@ -17,7 +17,7 @@ from scripts.machine.files import remove
 from scripts.patchset import branch
 from scripts.pins.settings import Settings
 from scripts.sources import trees
-from tests.conftest import git, new_patch, small_settings
+from tests.conftest import copied, git, new_patch, small_settings
 
 AddPatch = Callable[..., Path]
 
@@ -26,11 +26,7 @@ AddPatch = Callable[..., Path]
 def original(tmp_path_factory: pytest.TempPathFactory, releases: Callable[[str], Path]) -> Path:
     """Return the directory of what `prepared` is a copy of."""
     directory = tmp_path_factory.mktemp("original")
-
-    def upstream(name: str) -> Path:
-        return Path(shutil.copytree(releases(name), directory / "upstream" / name, symlinks=True))
-
-    settings = small_settings(directory, upstream)
+    settings = small_settings(directory, functools.partial(copied, releases, directory))
     add = functools.partial(new_patch, settings.patches, directory)
     add("one", "First", {"src/main.c": [3], "new.c": []})
     add("one", "Second", {"src/main.c": [30, 55], "src/other.c": [10, 50]})
