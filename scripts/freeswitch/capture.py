@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 import time
 from collections.abc import Mapping
@@ -18,6 +19,9 @@ from scripts.machine import engine
 FILE = "/tmp/capture.pcap"
 # Seconds that tcpdump has to get ready.
 START_TIMEOUT = 10.0
+# The kernel keeps packets for tcpdump in slots of the longest one, and -i any takes that for 256 KiB: of its usual
+# 2 MiB, 8 packets. So many kibibytes are 512 slots, for packets as long as TCP makes them on a virtual wire.
+BUFFER = ("-s", "65000", "-B", "32768")
 # Docker says so, or the init process that it starts tcpdump with.
 MISSING = "its image has no tcpdump: `inv build` makes it anew"
 
@@ -27,7 +31,8 @@ class Capture:
     """The packets of one case, seen at the server.
 
     `pcap` is a whole file as tcpdump writes it; `problem` says why there is
-    none, and is empty if there is one. Of the file, the packets between
+    none, and is empty if there is one. `lost` packets were seen and could not
+    be kept: the file has gaps. Of the file, the packets between
     `began_ns` and `ended_ns` (nanoseconds since the epoch) belong to the case
     and, if `client` is not empty, only those of that address. `transport` is
     tcp, tls, ws or wss, `killed_ns` when the client was killed, if it was.
@@ -41,6 +46,7 @@ class Capture:
     killed_ns: int | None = None
     pcap: bytes = b""
     problem: str = ""
+    lost: int = 0
 
 
 @dataclass
@@ -68,7 +74,7 @@ class Sniffer:
                 self.image,
                 entrypoint=["tcpdump"],
                 # Each packet is written as it comes, by root: the file is read while tcpdump runs.
-                command=["-i", "any", "-n", "-U", "--immediate-mode", "-Z", "root", "-w", FILE, self.filter],
+                command=["-i", "any", "-n", "-U", "--immediate-mode", *BUFFER, "-Z", "root", "-w", FILE, self.filter],
                 init=True,
                 name=self.name,
                 labels=dict(self.labels),
@@ -93,6 +99,18 @@ class Sniffer:
                 return (file.read() if file else b""), ""
         except (DockerException, RequestException, tarfile.TarError) as error:
             return b"", f"the capture could not be read: {engine.brief(error)}"
+
+    def stop(self) -> int:
+        """End tcpdump; return how many packets it saw and could not keep, 0 if it doesn't say."""
+        if self.problem or self.container is None:
+            return 0
+        try:
+            self.container.stop()
+            said = self.container.logs().decode(errors="replace")
+        except (DockerException, RequestException):
+            return 0
+        found = re.search(r"(\d+) packets? dropped by kernel", said)
+        return int(found.group(1)) if found else 0
 
     def remove(self) -> None:
         """Remove the container, if there is one."""

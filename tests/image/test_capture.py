@@ -10,6 +10,7 @@ import docker
 import pytest
 from docker.models.containers import Container, ContainerCollection
 
+from scripts.freeswitch import capture
 from scripts.freeswitch.capture import Capture, Sniffer
 from scripts.freeswitch.packets import dissect
 from scripts.machine import engine
@@ -57,6 +58,32 @@ def test_packets_of_the_other_container_are_seen(
     finally:
         found.remove()
     assert not client.containers.list(all=True, filters={"name": found.name})
+
+
+@pytest.mark.parametrize(("buffer", "loses"), [(capture.BUFFER, False), ((), True)])
+def test_packets_wait_for_a_tcpdump_that_gets_no_cpu(
+    built: Settings,
+    client: docker.DockerClient,
+    target: Container,
+    monkeypatch: pytest.MonkeyPatch,
+    buffer: tuple[str, ...],
+    loses: bool,
+) -> None:
+    monkeypatch.setattr(capture, "BUFFER", buffer)
+    found = sniffer(client, f"{built.image}:sipp", target)
+    knocks = 50
+    try:
+        found.start()
+        assert found.problem == "" and found.container
+        found.container.pause()
+        engine.execute(target, ["bash", "-c", f"for i in {{1..{knocks}}}; do {KNOCK}; done"])
+        found.container.unpause()
+        lost = found.stop()
+        pcap, problem = found.read()
+        assert problem == "" and (lost > 0) == loses
+        assert (len(list(dissect(Capture("tcp", "127.0.0.1", pcap=pcap)))) < 2 * knocks) == loses
+    finally:
+        found.remove()
 
 
 def test_image_without_tcpdump_is_a_line(built: Settings, client: docker.DockerClient, target: Container) -> None:

@@ -136,7 +136,7 @@ def check_ladders(outcome: Run, lab: Settings) -> None:
     """The capture has the whole story of each case, in the order in which it happened."""
     ladders = {}
     for result in outcome.results:
-        assert result.capture
+        assert result.capture and not result.capture.lost
         ladders[result.variant, result.case] = ladder.build(result.capture, result.events, lab.esl_event)
     registration = ["SYN", "SYN, ACK", "REGISTER (1)", "401 Unauthorized (1)", "REGISTER (2)", "200 OK (2)"]
     for (variant, case), found in ladders.items():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -91,7 +91,7 @@ def result(**changes: Any) -> Result:
         seconds=2.0, events=[event("sofia::register", 14, **{"from-user": "alice"}), reported()],
         capture=Capture("tcp", SERVER, CLIENT, killed_ns=ms(100), pcap=killed()),
     )  # fmt: skip
-    return dataclasses.replace(base, **changes)
+    return replace(base, **changes)
 
 
 def run(*results: Result, **changes: Any) -> Run:
@@ -102,7 +102,7 @@ def run(*results: Result, **changes: Any) -> Run:
         results or [result()],
         subclass=SUBCLASS,
     )
-    return dataclasses.replace(base, **changes)
+    return replace(base, **changes)
 
 
 def many(cases: int) -> Run:
@@ -322,6 +322,13 @@ def test_missing_capture_is_a_line_and_changes_no_verdict(capture: Capture, line
     assert not found.failures
 
 
+def test_gaps_of_a_capture_are_told() -> None:
+    whole = Capture("tcp", SERVER, pcap=killed())
+    assert "gaps" not in Page(page.render(run(result(capture=whole)))).text
+    text = Page(page.render(run(result(capture=replace(whole, lost=5))))).text
+    assert "It has gaps: tcpdump lost 5 more." in text
+
+
 def test_what_fails_in_a_library_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise RuntimeError("no room for the font cache")
@@ -349,7 +356,7 @@ def test_stages_add_up_to_the_delay() -> None:
     picture = page._picture(run(found), found, 1)
     assert [round(milliseconds, 3) for _, milliseconds in picture.stages] == [1.0, 1.0, 1.0]
     assert "From SIGKILL to the event at the subscriber." in Page(page.render(run(found))).text
-    stock = dataclasses.replace(found, events=[])
+    stock = replace(found, events=[])
     assert page._picture(run(stock), stock, 1).stages == []
 
 
