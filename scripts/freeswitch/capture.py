@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import tarfile
 import time
 from collections.abc import Mapping
@@ -20,8 +19,8 @@ FILE = "/tmp/capture.pcap"
 # Seconds that tcpdump has to get ready.
 START_TIMEOUT = 10.0
 # The kernel keeps packets for tcpdump in slots of the longest one, and -i any takes that for 256 KiB: of its usual
-# 2 MiB, 8 packets. So many kibibytes are 512 slots, for packets as long as TCP makes them on a virtual wire.
-BUFFER = ("-s", "65000", "-B", "32768")
+# 2 MiB, 8 packets. So many kibibytes are 512 slots, each with room for what TCP hands over at once.
+BUFFER = ("-s", "65400", "-B", "32768")
 # Docker says so, or the init process that it starts tcpdump with.
 MISSING = "its image has no tcpdump: `inv build` makes it anew"
 
@@ -31,8 +30,7 @@ class Capture:
     """The packets of one case, seen at the server.
 
     `pcap` is a whole file as tcpdump writes it; `problem` says why there is
-    none, and is empty if there is one. `lost` packets were seen and could not
-    be kept: the file has gaps. Of the file, the packets between
+    none, and is empty if there is one. Of the file, the packets between
     `began_ns` and `ended_ns` (nanoseconds since the epoch) belong to the case
     and, if `client` is not empty, only those of that address. `transport` is
     tcp, tls, ws or wss, `killed_ns` when the client was killed, if it was.
@@ -46,7 +44,6 @@ class Capture:
     killed_ns: int | None = None
     pcap: bytes = b""
     problem: str = ""
-    lost: int = 0
 
 
 @dataclass
@@ -93,24 +90,15 @@ class Sniffer:
         if self.problem or self.container is None:
             return b"", self.problem
         try:
+            self.container.reload()
+            if self.container.status not in ("running", "paused"):
+                return b"", "the capture is not whole: tcpdump ended in the middle"
             stream, _ = self.container.get_archive(FILE)
             with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
                 file = archive.extractfile(archive.getmembers()[0])
                 return (file.read() if file else b""), ""
         except (DockerException, RequestException, tarfile.TarError) as error:
             return b"", f"the capture could not be read: {engine.brief(error)}"
-
-    def stop(self) -> int:
-        """End tcpdump; return how many packets it saw and could not keep, 0 if it doesn't say."""
-        if self.problem or self.container is None:
-            return 0
-        try:
-            self.container.stop()
-            said = self.container.logs().decode(errors="replace")
-        except (DockerException, RequestException):
-            return 0
-        found = re.search(r"(\d+) packets? dropped by kernel", said)
-        return int(found.group(1)) if found else 0
 
     def remove(self) -> None:
         """Remove the container, if there is one."""
@@ -133,10 +121,15 @@ class Sniffer:
             if any("listening on" in line for line in lines):
                 return ""
             if self.container.status != "running":
-                said = [line.strip() for line in lines if line.strip()]
-                if any("exec tcpdump failed" in line for line in said):
-                    said = [MISSING]
-                # tcpdump's own words, then the system's
-                return f"nothing was captured: {' '.join(said[-2:])[:200] or 'tcpdump ended at once'}"
+                return f"nothing was captured: {self._last_words()}"
             time.sleep(0.05)
         return f"nothing was captured: tcpdump was not ready after {START_TIMEOUT:g} s"
+
+    def _last_words(self) -> str:
+        """Return what tcpdump that has ended said at the end: its own words, then the system's."""
+        assert self.container
+        lines = self.container.logs().decode(errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip() and "listening on" not in line]
+        if any("exec tcpdump failed" in line for line in said):
+            return MISSING
+        return " ".join(said[-2:])[:200] or "tcpdump ended at once"

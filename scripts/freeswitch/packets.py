@@ -44,7 +44,8 @@ class Packet:
     """One TCP segment. `source` and `target` are `address:port`, `length` counts bytes of payload.
 
     `messages` are those that it completes; `again` says that all of its
-    payload had come before.
+    payload had come before. `missing` counts the bytes that its sender had
+    sent before it and that are not captured, or not yet.
     """
 
     when_ns: int
@@ -55,6 +56,7 @@ class Packet:
     length: int
     messages: Sequence[Message] = ()
     again: bool = False
+    missing: int = 0
 
     @property
     def client(self) -> str:
@@ -98,10 +100,11 @@ def dissect(capture: Capture) -> Iterator[Packet]:
         if "S" in segment.flags or ends not in streams:
             streams[ends] = _Stream(capture.transport, segment.seq + ("S" in segment.flags))
         payload = _payload(segment)
-        fresh, messages = streams[ends].feed(segment.seq, payload)
+        fresh, messages = streams[ends].feed(segment.seq, payload, "F" in segment.flags)
+        missing = streams[ends].missing(segment.seq)
         again = bool(payload) and not fresh
         flags = " ".join(word for letter, word in FLAGS.items() if letter in segment.flags)
-        yield Packet(when_ns, from_client, *ends, flags, len(payload), messages, again)
+        yield Packet(when_ns, from_client, *ends, flags, len(payload), messages, again, missing)
 
 
 def _segments(pcap: bytes) -> Iterator[tuple[int, str, str, Any]]:
@@ -249,14 +252,16 @@ class _Stream:
     transport: str
     next: int
     early: dict[int, bytes] = field(default_factory=dict)
+    fin: int | None = None
 
     def __post_init__(self) -> None:
         self.decoder = DECODERS[self.transport]()
 
-    def feed(self, sequence: int, payload: bytes) -> tuple[bool, list[Message]]:
+    def feed(self, sequence: int, payload: bytes, fin: bool) -> tuple[bool, list[Message]]:
         """Take a segment; return whether it brings anything new, and the messages that are complete now."""
-        ahead = self._ahead(sequence)
-        if ahead + len(payload) <= 0:
+        if fin:
+            self.fin = (sequence + len(payload)) % 2**32
+        if self._ahead(sequence) + len(payload) <= 0:
             return False, []
         self.early[sequence] = payload
         messages: list[Message] = []
@@ -269,6 +274,13 @@ class _Stream:
             self.next = (self.next + len(data)) % 2**32
             messages += self.decoder.feed(data)
         return True, messages
+
+    def missing(self, sequence: int) -> int:
+        """Return how many bytes before `sequence` have not come."""
+        ahead = self._ahead(sequence)
+        here = sum(len(payload) for start, payload in self.early.items() if self._ahead(start) < ahead)
+        # A FIN counts as a byte.
+        return max(0, ahead - here - (self.fin is not None and self._ahead(self.fin) < ahead))
 
     def _ahead(self, sequence: int) -> int:
         """Return how many bytes `sequence` is ahead of what comes next, in numbers that wrap."""

@@ -68,6 +68,12 @@ class Ladder:
         """When the client's end of the connection arrived after the kill, None if it never did."""
         return None if self.killed_ns is None else min(ends(self.packets, self.killed_ns), default=None)
 
+    @property
+    def missing(self) -> int:
+        """How many bytes were sent that are not captured: what is still missing before the last of each direction."""
+        last = {(packet.source, packet.target): packet.missing for packet in self.packets}
+        return sum(last.values())
+
 
 def build(capture: Capture, events: Sequence[Event], subclass: str) -> Ladder:
     """Return the diagram of what `capture` and `events` tell; `subclass` is that of the reports.

@@ -66,8 +66,8 @@ def check(scenario: Scenario, verbs: Verbs) -> None:
     users = any(path.startswith("directory/") for path in _render(scenario, sorted(everybody)))
     if everybody and not (scenario.composed or users or scenario.environment.get("DIRECTORY_URL")):
         raise ToolkitError(
-            f"{short(scenario.directory)}: there is no freeswitch/directory/users.xml.j2, and the image has no users: "
-            "copy the one of the scenario 'kill'"
+            f"{short(scenario.directory)}: freeswitch/directory (a directory, no link) has no users.xml.j2, and the "
+            "image has no users: copy the one of the scenario 'kill'"
         )
 
 

@@ -283,7 +283,7 @@ def _capture(lab: Lab, play: Player, sniffer: Sniffer, began_ns: int) -> Capture
         )
         complete = not registered or bool(capture.problem) or has_end(capture)
         if complete or time.monotonic() >= deadline:
-            return replace(capture, lost=sniffer.stop())
+            return capture
         time.sleep(0.2)
 
 

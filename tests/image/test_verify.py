@@ -136,8 +136,9 @@ def check_ladders(outcome: Run, lab: Settings) -> None:
     """The capture has the whole story of each case, in the order in which it happened."""
     ladders = {}
     for result in outcome.results:
-        assert result.capture and not result.capture.lost
+        assert result.capture
         ladders[result.variant, result.case] = ladder.build(result.capture, result.events, lab.esl_event)
+        assert not ladders[result.variant, result.case].missing
     registration = ["SYN", "SYN, ACK", "REGISTER (1)", "401 Unauthorized (1)", "REGISTER (2)", "200 OK (2)"]
     for (variant, case), found in ladders.items():
         wire = [step for step in found.steps if step.kind in (StepKind.TCP, StepKind.SIP, StepKind.END)]
@@ -145,7 +146,9 @@ def check_ladders(outcome: Run, lab: Settings) -> None:
         assert (found.killed_ns is not None) == (case == KILLED.name)
         kinds = [step.kind for step in found.steps]
         if case == LEFT.name:
-            assert [step.label for step in wire if step.kind is StepKind.SIP][-1].startswith("200 OK")
+            # FreeSWITCH tells a client of its messages once it is registered, and nobody waits for that.
+            said = [step.label for step in wire if step.kind is StepKind.SIP and "NOTIFY" not in step.label]
+            assert said[-1].startswith("200 OK")
             assert StepKind.END in kinds and StepKind.REPORT not in kinds
             continue
         killed, ended = kinds.index(StepKind.KILL), kinds.index(StepKind.END)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scapy.packet import Raw
 
 from scripts.freeswitch.capture import Capture
 from scripts.freeswitch.events import Event
 from scripts.machine.files import ROOT
 from scripts.report import ladder, latency, page, write
 from scripts.scenario.outcome import Image, Result, Run, Verdict
-from tests.flows import CLIENT, SERVER, TcpFlow, killed, ms, pcap, request
+from tests.flows import CLIENT, SERVER, TcpFlow, killed, ms, pcap, request, response
 
 SUBCLASS = "sofia::tp_error_report"
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -322,11 +323,24 @@ def test_missing_capture_is_a_line_and_changes_no_verdict(capture: Capture, line
     assert not found.failures
 
 
-def test_gaps_of_a_capture_are_told() -> None:
-    whole = Capture("tcp", SERVER, pcap=killed())
-    assert "gaps" not in Page(page.render(run(result(capture=whole)))).text
-    text = Page(page.render(run(result(capture=replace(whole, lost=5))))).text
-    assert "It has gaps: tcpdump lost 5 more." in text
+@pytest.mark.parametrize("lost", [3, 4, 5])
+def test_gaps_of_a_capture_are_told(lost: int) -> None:
+    wire = TcpFlow().open()
+    wire.send(10, "PA", request())
+    wire.send(11, "PA", response("401 Unauthorized"), back=True)
+    wire.send(12, "PA", request(cseq=2))
+    wire.send(20, "FA")
+    wire.send(21, "FA", back=True)
+    wire.send(22, "A")
+    for packets, missing in (
+        (wire.packets, 0),
+        # Late is not lost.
+        ([*wire.packets[:lost], wire.packets[lost + 1], wire.packets[lost], *wire.packets[lost + 2 :]], 0),
+        (wire.packets[:lost] + wire.packets[lost + 1 :], len(wire.packets[lost][Raw].load)),
+    ):
+        text = Page(page.render(run(result(capture=Capture("tcp", SERVER, pcap=pcap(*packets)))))).text
+        assert ("It has gaps" in text) == bool(missing)
+        assert not missing or f"It has gaps: {missing} bytes were sent that tcpdump did not see." in text
 
 
 def test_what_fails_in_a_library_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,7 +257,7 @@ def test_broken_templates_are_told_before_anything_runs(tmp_path: Path) -> None:
         check.check(found, player.VERBS)
     users.unlink()
     users.mkdir()
-    with pytest.raises(ToolkitError, match="there is no freeswitch/directory/users"):
+    with pytest.raises(ToolkitError, match="no link\\) has no users.xml.j2"):
         check.check(found, player.VERBS)
 
 
