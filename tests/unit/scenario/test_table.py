@@ -189,7 +189,9 @@ def test_scenario_without_users_is_refused_before_anything_runs(tmp_path: Path) 
     found = made(tmp_path, rows=({**ROW, "alone": True},))
     (found.directory / "freeswitch/directory/users.xml.j2").unlink()
     (found.directory / "freeswitch/directory").rmdir()
-    with pytest.raises(ToolkitError, match=r"freeswitch/directory .* has no users\.xml\.j2, .* copy the one of .*'kill'"):
+    with pytest.raises(
+        ToolkitError, match=r"freeswitch/directory .* has no users\.xml\.j2, .* copy the one of .*'kill'"
+    ):
         check.check(found, player.VERBS)
     (found.directory / "compose.yml.j2").touch()
     check.check(found, player.VERBS)
