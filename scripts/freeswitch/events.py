@@ -345,6 +345,8 @@ class TpErrorReport:
     `error_code` is an errno, 0 for an orderly close; `registrations_left`
     counts the user's other registrations, 0 means offline. `connected_at` and
     `registered_at` are seconds, `detected_at_us` microseconds since the epoch.
+    `calls` counts the user's calls over the connection, and `call_uuids` has
+    their UUIDs: none where the profile ignores them.
     """
 
     profile_name: str
@@ -364,6 +366,8 @@ class TpErrorReport:
     connected_at: int
     registered_at: int
     detected_at_us: int
+    calls: int
+    call_uuids: tuple[str, ...]
 
     @property
     def offline(self) -> bool:
@@ -394,7 +398,11 @@ def parse(event: Event) -> TpErrorReport:
         connected_at=_number(event, "connected-at"),
         registered_at=_number(event, "registered-at"),
         detected_at_us=_number(event, "detected-at-us"),
+        calls=_number(event, "calls") if event.get("calls") else 0,
+        call_uuids=_list(event, "call-uuids"),
     )
+    if len(report.call_uuids) != report.calls:
+        raise _bad(event, "call-uuids", f"doesn't go with calls {report.calls}")
     if not 0 < report.network_port < 65536:
         raise _bad(event, "network-port", "is not a port")
     if report.detected_at_us >= LATEST_US:
@@ -458,6 +466,12 @@ def _text(event: Event, name: str, optional: bool = False) -> str:
     if not text and not optional:
         raise _bad(event, name, "is empty")
     return text
+
+
+def _list(event: Event, name: str) -> tuple[str, ...]:
+    """Return the values of a header, which FreeSWITCH writes as one if there are several."""
+    value = event.get(name) or ""
+    return tuple(filter(None, value.removeprefix("ARRAY::").split("|:")))
 
 
 def _number(event: Event, name: str) -> int:

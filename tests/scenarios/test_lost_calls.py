@@ -73,9 +73,7 @@ class Events:
 
     def reports(self, user: str) -> list[Headers]:
         return [
-            event
-            for event in self.came
-            if event.get("Event-Subclass") == REPORT and event.get("from-user") == user
+            event for event in self.came if event.get("Event-Subclass") == REPORT and event.get("from-user") == user
         ]
 
     def ended(self, call: str) -> bool:

@@ -273,6 +273,15 @@ def test_parse_names_the_missing_header(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "calls"), [(None, ()), ("one", ("one",)), ("ARRAY::one|:two|:three", ("one", "two", "three"))]
+)
+def test_calls_of_a_report(value: str | None, calls: tuple[str, ...]) -> None:
+    changes = {"calls": str(len(calls)), "call_uuids": value} if value else {}
+    report = parse(event(**changes))
+    assert (report.calls, report.call_uuids) == (len(calls), calls)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"network_port": "0"},
@@ -289,6 +298,8 @@ def test_parse_names_the_missing_header(name: str) -> None:
         {"error_name": "NONE"},
         {"from_user": "_undef_"},
         {"from_user": ["alice", "bob"]},
+        {"calls": "2", "call_uuids": "one"},
+        {"calls": "x"},
     ],
 )
 def test_parse_refuses_what_cannot_be(change: dict[str, str]) -> None:
