@@ -48,7 +48,7 @@ ALL_SAID = pytest.StashKey[list[str]]()
 # What is in these folders needs Docker, and what is in no other does.
 WITH_DOCKER = frozenset({"engine", "image", "probe", "scenarios"})
 # The scenarios that have a lab of their own; one worker runs all others, which share theirs.
-OWN_LABS = frozenset(f"tests/scenarios/test_{name}.py" for name in ("calls", "races", "subscriptions"))
+OWN_LABS = frozenset(f"tests/scenarios/test_{name}.py" for name in ("calls", "conference", "races", "subscriptions"))
 # Its tests run side by side across its modules.
 DEPLOYMENT = "tests/image/deployment"
 # What must not hang may take on a busy machine, seconds.
