@@ -39,6 +39,7 @@ check_ports
 check_event_socket
 check_directory
 check_configurations
+check_extension
 check_files
 check_tls
 check_directories

@@ -102,6 +102,11 @@ def test_names_that_look_like_variables_are_told(parts: Parts) -> None:
             "SIP_TRANSPORTS='ws' must have one of udp, tcp and tls in it: add one",
         ),
         (
+            "check_extension",
+            {"EXTENSION_DIALLING": "true"},
+            "EXTENSION_DIALLING='true', and EXTENSION_DIAL_STRING is empty: give one like sofia/gateway/trunk/NUMBER",
+        ),
+        (
             "check_ports",
             {"SIP_PORT": "8021"},
             "ESL_PORT='8021' is SIP_PORT as well: give each transport and the event socket a port of its own",
@@ -310,6 +315,10 @@ def test_certificate_that_cannot_be_made_is_left_to_freeswitch(parts: Parts, scr
         ({"SIP_EXTERNAL_IP": "192.0.2.1"}, {"SIP_NAT": "behind-nat"}),
         ({"LOG_LEVEL": "debug"}, {"CORE_LOG_LEVEL": "debug", "LOG_LEVELS": "debug,info,notice,warning,err,crit,alert"}),
         ({"LOG_LEVEL": "err"}, {"LOG_LEVELS": "err,crit,alert"}),
+        (
+            {"EXTENSION_DIAL_STRING": "sofia/internal/0NUMBER@192.0.2.7"},
+            {"EXTENSION_PREFIX": "sofia/internal/0", "EXTENSION_SUFFIX": "@192.0.2.7"},
+        ),
         ({"DIRECTORY_USER": "me", "DIRECTORY_PASSWORD": "x"}, {"DIRECTORY_CREDENTIALS": "me:x"}),
         (
             {"ESL_LISTEN_IP": "192.0.2.5", "ESL_ACL": "10.0.0.0/8,::2,192.0.2.9"},

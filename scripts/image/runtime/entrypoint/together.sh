@@ -77,6 +77,11 @@ check_directory() {
 	esac
 }
 
+check_extension() {
+	[ "$EXTENSION_DIALLING" = false ] || [ -n "$EXTENSION_DIAL_STRING" ] ||
+		fail "EXTENSION_DIALLING='$EXTENSION_DIALLING', and EXTENSION_DIAL_STRING is empty: give one like sofia/gateway/trunk/NUMBER"
+}
+
 # Modules that don't work without a configuration, of which the image has none
 check_configurations() {
 	for module in $(items "$LOAD_MODULES"); do
