@@ -33,7 +33,8 @@ SOFIA = f"""<configuration name="sofia.conf" description="SIP">
         <param name="auth-calls" value="false"/>
         <param name="inbound-codec-prefs" value="PCMU"/>
         <param name="outbound-codec-prefs" value="PCMU"/>
-        <param name="dtmf-type" value="rfc2833"/>
+        <!-- INFO, too. -->
+        <param name="liberal-dtmf" value="true"/>
       </settings>
     </profile>
   </profiles>
@@ -60,6 +61,8 @@ NUMBERS = {
     # Rings with media: no answer.
     "1011": ["pre_answer", "playback|tone_stream://%(2000,0,440)", "sleep|2000", "answer", PROMPT, LISTEN, "park"],
     "1012": ["ring_ready", "respond|486"],
+    # Takes tones only.
+    "1014": ["set|dtmf_type=none", "answer", "start_dtmf", PROMPT, LISTEN, "park"],
     # Says nothing at all, in packets.
     "1013": ["answer", "read|1 30 silence_stream://300000 heard 5000 none", "park"],
 }

@@ -14,6 +14,7 @@ import pytest
 from scripts.freeswitch.capture import Sniffer
 from scripts.machine.engine import LABEL
 from scripts.pins.settings import Settings
+from scripts.scenario.lab import DOMAIN
 from tests import far_end
 from tests.far_end import PORT
 from tests.image.deployment.node import DeployedContainer, running
@@ -38,7 +39,8 @@ class Line:
 
     def dial(self, number: str) -> str:
         """Have the phone dial `number`; return its call's identifier, or -ERR with the cause."""
-        caller = f"originate_timeout=300,sip_auth_username=alice,sip_auth_password={self.near.password},origination_caller_id_number=alice"
+        caller = "originate_timeout=300,origination_caller_id_number=alice"
+        caller += f",sip_auth_username=alice,sip_auth_password={self.near.password}"
         # A comma would begin another destination there.
         target = f"sofia/far/{number.replace(',', '%2C')}@{self.near.address}:{PORT}"
         return self.far.cli(f"originate {{{caller}}}{target} &park")
@@ -195,6 +197,25 @@ def test_in_band(line: Line, sniffer: Sniffer) -> None:
     assert problem == "" and not far_end.streams(pcap, line.far.address)
 
 
+def test_far_end_that_takes_tones_only(line: Line, sniffer: Sniffer) -> None:
+    assert line.originate("1014", "12 type=rfc2833").split() == ["-ERR", "INCOMPATIBLE_DESTINATION"]
+    line.idle()
+    answer = line.originate("1014", "369 type=auto")
+    assert answer.startswith("+OK"), answer
+    line.hears("1014", "369")
+    pcap, problem = sniffer.read()
+    assert problem == "" and not far_end.streams(pcap, line.far.address)
+
+
+def test_comma_and_parameter_as_phones_send_them(line: Line) -> None:
+    for dialled, keys in (("1001,77", "77"), ("1001;ext=88", "88")):
+        phone = line.near.client("udp")
+        phone.invite("alice", line.near.password, DOMAIN, dialled)
+        line.hears("1001", keys)
+        phone.close()
+        line.hang_up()
+
+
 @pytest.mark.parametrize(
     ("number", "cause"),
     [
@@ -235,7 +256,7 @@ def test_bad_number_is_one_line(line: Line, dialled: str, reason: str) -> None:
     before = line.near.log()
     assert line.dial(dialled).split() == ["-ERR", "INVALID_NUMBER_FORMAT"]
     told = line.near.log()[len(before) :].splitlines()
-    assert [text for text in told if "[ERR]" in text and f"split_extension: '{dialled}': {reason}" in text]
+    assert [text for text in told if "[ERR]" in text and f"split_extension: [{dialled}]: {reason}" in text]
     assert len([text for text in told if "[ERR]" in text]) == 1
     assert "1 total" not in line.far.cli("show calls")
 
@@ -243,10 +264,10 @@ def test_bad_number_is_one_line(line: Line, dialled: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ("12y", "send_extension: '12y' is no extension"),
-        ("12 gap=1", "send_extension: gap='1' must be a whole number from 40 to 2000"),
-        ("12 type=morse", "send_extension: type='morse' is none of"),
-        ("12 speed=1", "send_extension: there is no setting 'speed'"),
+        ("12y", "send_extension: [12y] is no extension"),
+        ("12 gap=1", "send_extension: gap=1 must be a whole number from 40 to 2000"),
+        ("12 type=morse", "send_extension: type=morse is none of"),
+        ("12 speed=1", "send_extension: there is no setting [speed]"),
     ],
 )
 def test_bad_setting_is_one_line(line: Line, arguments: str, reason: str) -> None:

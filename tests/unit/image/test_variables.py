@@ -60,8 +60,17 @@ TABLE: dict[str, tuple[list[str], list[str]]] = {
     ),
     "dial-string": (
         ["sofia/gateway/trunk/NUMBER", "sofia/internal/NUMBER@192.0.2.7:5080;transport=tcp", "sofia/a/0NUMBER"],
-        ["NUMBER", "sofia/gateway/trunk/", "sofia/a/NUMBERNUMBER", "loopback/NUMBER", "sofia/a/NUMBER,b", "sofia/a/{x}NUMBER",
-         "sofia/a/NUMBER\n", "sofia/a/$NUMBER", "sofia/a/number"],
+        [
+            "NUMBER",
+            "sofia/gateway/trunk/",
+            "sofia/a/NUMBERNUMBER",
+            "loopback/NUMBER",
+            "sofia/a/NUMBER,b",
+            "sofia/a/{x}NUMBER",
+            "sofia/a/NUMBER\n",
+            "sofia/a/$NUMBER",
+            "sofia/a/number",
+        ],
     ),
     "secret": (["s3cret", "~._-"], ["ClueCon", "a b&c", "a\n", "ä", "'"]),
 }
