@@ -21,7 +21,7 @@ from tests.image.deployment.node import DeployedContainer, running
 
 DURATION = 120
 ENVIRONMENT = {
-    "SIP_CODECS": "PCMU",
+    "SIP_CODECS": "PCMU,PCMA",
     "EXTENSION_DIALLING": "true",
     "EXTENSION_ANSWER_TIMEOUT": "4",
     "EXTENSION_PROMPT_LIMIT": "8",
