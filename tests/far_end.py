@@ -31,7 +31,7 @@ SOFIA = f"""<configuration name="sofia.conf" description="SIP">
         <param name="sip-port" value="{PORT}"/>
         <param name="rtp-timer-name" value="soft"/>
         <param name="auth-calls" value="false"/>
-        <param name="inbound-codec-prefs" value="PCMU"/>
+        <param name="inbound-codec-prefs" value="PCMU,PCMA"/>
         <param name="outbound-codec-prefs" value="PCMU"/>
         <!-- INFO, too. -->
         <param name="liberal-dtmf" value="true"/>
