@@ -255,10 +255,14 @@ class Client:
         self.send(self._call_request("ACK", user, domain, uri, call_id, 2, reply.header("to")))
         return call_id, reply.header("to")
 
-    def within(self, method: str, user: str, domain: str, number: str, call: tuple[str, str]) -> None:
-        """Send a request in the dialog of `call`, Call-ID and To as of `invite`, and do not wait for the answer."""
+    def within(self, method: str, user: str, domain: str, number: str, call: tuple[str, str], cseq: int = 0) -> None:
+        """Send a request in the dialog of `call`, Call-ID and To as of `invite`, and do not wait for the answer.
+
+        With `cseq`, a CANCEL is for the INVITE that had it.
+        """
         call_id, to = call
-        self.send(self._call_request(method, user, domain, f"sip:{number}@{domain}", call_id, next(CSEQ) + 2, to))
+        cseq = cseq or next(CSEQ) + 2
+        self.send(self._call_request(method, user, domain, f"sip:{number}@{domain}", call_id, cseq, to))
 
     def message(self, user: str, password: str, domain: str, number: str) -> int:
         """Send a MESSAGE to `number` and return the status of the final response."""

@@ -143,16 +143,41 @@ def answer(invite: str, client: Client, user: str, status: str = "200 OK") -> by
     return "\r\n".join([f"SIP/2.0 {status}", *lines, "", body]).encode()
 
 
-def callee(lab: Lab, profile: str, transport: str, status: str = "200 OK") -> tuple[Client, str, str]:
+def callee(
+    lab: Lab, profile: str, transport: str, status: str = "200 OK", nat: bool = False
+) -> tuple[Client, str, str]:
     """Return a client that has taken a call, or lets it ring: it, its user and the call's UUID."""
+    return called(lab, profile, transport, status, nat)[:3]
+
+
+def called(
+    lab: Lab, profile: str, transport: str, status: str = "200 OK", nat: bool = False
+) -> tuple[Client, str, str, str]:
+    """The same, and the INVITE."""
     found, user = client(lab, profile, transport)
     call, contact = str(uuid.uuid4()), api(lab, f"sofia_contact {profile}/{user}@{DOMAIN}")
-    api(lab, f"bgapi originate {{origination_uuid={call}}}{contact} &park")
+    api(lab, f"bgapi originate {{origination_uuid={call}}}{contact}{';fs_nat=yes' if nat else ''} &park")
     invite = found.wait_request("INVITE")
     found.send(answer(invite, found, user, status))
     if status.startswith("200"):
         found.wait_request("ACK")
-    return found, user, call
+    return found, user, call, invite
+
+
+def from_callee(invite: str, client: Client, method: str) -> bytes:
+    """Return a request in the dialog that the callee of `invite` has accepted."""
+
+    def value(name: str) -> str:
+        found = re.search(rf"(?im)^{name}:[ \t]*(.*)$", invite)
+        assert found, name
+        return found[1].strip()
+
+    host, port = client.address
+    via = f"Via: SIP/2.0/{client.transport.upper()} {host}:{port};branch=z9hG4bK{uuid.uuid4().hex};rport"
+    lines = [via, "Max-Forwards: 70", f"From: {value('To')};tag=callee", f"To: {value('From')}"]
+    lines += [f"Call-ID: {value('Call-ID')}", f"CSeq: 7 {method}", "Content-Length: 0", "", ""]
+    target = value("Contact").strip("<>")
+    return "\r\n".join([f"{method} {target} SIP/2.0", *lines]).encode()
 
 
 def kill(client: Client, reset: bool) -> None:
@@ -232,6 +257,46 @@ def test_what_follows_goes_to_the_new_connection(lab: Lab, events: Events) -> No
     api(lab, f"uuid_kill {number}")
     assert call[0] in again.wait_request("BYE")
     again.close()
+    lab.settled.update([user])
+
+
+@pytest.mark.parametrize("profile", ["main", "ignore", "grace"])
+def test_request_over_another_connection_leaves_the_route(lab: Lab, events: Events, profile: str) -> None:
+    """As in stock: while the first connection lives, a client behind a NAT is reached over it."""
+    found, user, call, invite = called(lab, profile, "tcp", nat=True)
+    again = lab.open(profile, "tcp")
+    again.send(from_callee(invite, again, "INFO"))
+    assert again.receive().status == 200
+    api(lab, f"uuid_kill {call}")
+    assert "BYE" in found.wait_request("BYE")
+    found.close()
+    again.close()
+    lab.settled.update([user])
+
+
+def test_client_behind_a_nat_is_reached_where_it_has_come_back(lab: Lab, events: Events) -> None:
+    found, user, call, invite = called(lab, "grace", "tcp", nat=True)
+    found.close()
+    assert events.wait(lambda: events.of(call) == ["waiting"])
+    again = lab.open("grace", "tcp")
+    again.send(from_callee(invite, again, "INFO"))
+    assert again.receive().status == 200
+    assert events.wait(lambda: events.of(call) == ["waiting", "kept"])
+    api(lab, f"uuid_kill {call}")
+    assert "BYE" in again.wait_request("BYE")
+    again.close()
+    lab.settled.update([user])
+
+
+def test_reinvite_that_is_cancelled_ends_nothing(lab: Lab, events: Events) -> None:
+    found, user, call, number = caller(lab, "hangup", "tcp", events)
+    for method in ("INVITE", "CANCEL"):
+        found.within(method, user, DOMAIN, ECHO, call, cseq=10_000)
+    time.sleep(0.2)
+    assert api(lab, f"uuid_exists {number}") == "true"
+    found.close()
+    assert events.wait(lambda: events.ended(number))
+    assert events.of(number) == ["DESTINATION_OUT_OF_ORDER", "hungup"]
     lab.settled.update([user])
 
 
