@@ -1,6 +1,6 @@
 """Throws random and mutated input at the probe and checks that the end of each connection is noticed once.
 
-It must be reported if nua had got a REGISTER or SUBSCRIBE over the connection, and only then.
+It must be reported if nua had told of the connection with a request, a REGISTER say, and only then.
 And what comes in frames of WebSocket must be answered and closed as RFC 6455 has
 it (tests/probe/frames.py).
 
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.probe import frames
-from tests.probe.drive import PROTOCOLS, Probe, ProbeConnection, frame, generator, sip, source, upgrade
+from tests.probe.drive import PROTOCOLS, REPORT, Probe, ProbeConnection, frame, generator, sip, source, upgrade
 from tests.probe.frames import FrameExchange, ServerFrames
 
 CAUSES = {"peer-closed", "reset", "send-error", "tls-error", "protocol-error"}
@@ -321,8 +321,8 @@ async def run(
     result.complaints = probe.complaints()[:200]
     registers = Counter(event.data["id"] for event in probe.events if event.data["event"] == "nua_i_register")
     result.registers = registers.total()
-    # A SUBSCRIBE reaches the application of the probe only if its refusal could not be sent.
-    watched = {event.data["id"] for event in probe.events if event.data["event"] == "nua_i_subscribe"} | set(registers)
+    told = (event.data for event in probe.events if event.data["event"] != REPORT)
+    watched = {data["id"] for data in told if data["event"].startswith("nua_i_") and "id" in data}
 
     identifiers: Counter[int] = Counter()
     for number, done in thrown.items():

@@ -215,7 +215,7 @@ static void on_event(nua_event_t event, int status, char const *phrase,
   print_string("phrase", phrase);
   if (event == nua_i_tp_error_report)
     print_report(tags);
-  else if (event == nua_i_register || event == nua_i_subscribe)
+  else if (event == nua_i_register || (sip && tl_find(tags, nutag_tp_id)))
     print_register(sip, tags);
   puts("}");
   fflush(stdout);
