@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import re
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import pytest
 
-from scripts.bench.stream import Esl, frame, parse_headers
-from scripts.freeswitch.recorder import ESL_PORT
 from scripts.freeswitch.sip import Client
 from scripts.scenario.lab import DOMAIN, Lab
 from tests.conftest import PATIENCE
 from tests.deaths import CPUS, DEATHS
+from tests.esl import EventStream, Headers
 
 CALL, REPORT = "sofia::tp_error_call", "sofia::tp_error_report"
 GRACE = int(DEATHS.profile("grace").parameters["tp-error-calls-grace"])
@@ -27,35 +23,12 @@ ECHO = "9196"
 TRANSPORTS = ("tcp", "tls", "ws", "wss")
 RACES = 200
 
-Headers = dict[str, str]
 
+class Events(EventStream):
+    """The events of a FreeSWITCH about calls and lost connections."""
 
-@dataclass
-class Events:
-    """The events of a FreeSWITCH about calls and lost connections, in the order of Event-Sequence."""
-
-    lab: Lab
-    came: list[Headers] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._esl = Esl(self.lab.freeswitch.address, ESL_PORT, self.lab.password)
-        self._esl.command(f"event plain CHANNEL_HANGUP CHANNEL_DESTROY CUSTOM {CALL} {REPORT}")
-        self._esl.sock.settimeout(None)
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        data, position = b"", 0
-        # It is closed with something unread.
-        with contextlib.suppress(ConnectionResetError):
-            while more := self._esl.sock.recv(1 << 16):
-                data += more
-                while found := frame(data, position):
-                    headers, start, position = found
-                    if headers.get("Content-Type") == "text/event-plain":
-                        self.came.append(parse_headers(data[start:position].partition(b"\n\n")[0]))
-
-    def close(self) -> None:
-        self._esl.sock.shutdown(socket.SHUT_RDWR)
+    def __init__(self, lab: Lab) -> None:
+        super().__init__(lab, f"CHANNEL_HANGUP CHANNEL_DESTROY CUSTOM {CALL} {REPORT}")
 
     def of(self, call: str) -> list[str]:
         """Return what came about the call with this UUID: actions of its events, causes of its hangup."""
@@ -78,12 +51,6 @@ class Events:
 
     def ended(self, call: str) -> bool:
         return any(event["Event-Name"] == "CHANNEL_DESTROY" and event["Unique-ID"] == call for event in self.came)
-
-    def wait(self, done: Callable[[], object]) -> bool:
-        deadline = time.monotonic() + PATIENCE
-        while not done() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return bool(done())
 
 
 @pytest.fixture(params=CPUS, ids=lambda cpus: f"{cpus} CPUs")
