@@ -261,6 +261,11 @@ def registry(registries: Settings) -> Iterator[str]:
         yield place
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let who has the time play the races more often than the gate does."""
+    parser.addoption("--repetitions", type=int, default=0, metavar="N", help="play each race so often over a transport")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Let the death matrix write its report, and Ctrl-C reach what the tests start."""
     # A shell has what it starts in the background ignore SIGINT, and that is inherited.

@@ -10,8 +10,8 @@ from tests.races.repetition import Repetition
 from tests.races.steps import Play
 
 TRANSPORTS = ("tcp", "tls", "ws", "wss")
-# Repetitions of a run.
-REPETITIONS = 500
+# Repetitions of a run; `--repetitions` of pytest asks for another number.
+REPETITIONS = 200
 # Seconds between the starts of two repetitions: so many that the server has some in hand at a time.
 PACE = 0.001
 # Repetitions that wait for an answer at a time: a slow machine is not a fault.

@@ -22,7 +22,7 @@ def runs(built: Settings, request: pytest.FixtureRequest) -> Iterator[RaceSuite]
         for function in functions
         if function.module.__name__ == __name__ and "case" in function.fixturenames
     ]
-    with RaceSuite(built, cases) as found:
+    with RaceSuite(built, cases, repetitions=request.config.getoption("repetitions")) as found:
         yield found
     races.write(request.config.stash[RACES], built.report_directory / "races.json")
 
