@@ -12,11 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pytest
 
+from scripts.freeswitch import sip
 from scripts.freeswitch.events import Event
 from scripts.freeswitch.sip import Client, Refused
+from scripts.freeswitch.sip import digest as sip_digest
 from scripts.machine import engine
 from scripts.pins.settings import Settings
 from scripts.scenario import lab as lab_module
@@ -35,6 +38,7 @@ PROFILES = {
     "allow": {},
     "number": {"duplicate-member": "replace", "duplicate-member-identity": "caller-id"},
     "full": {"duplicate-member": "replace", "max-members": "2"},
+    "announced": {"duplicate-member": "replace", "member-enter-sound": "tone_stream://%(3000,0,440)"},
     "wrong": {"duplicate-member": "both", "duplicate-member-identity": "auth,shoe-size"},
 }
 CONFERENCES = """<configuration name="conference.conf"><profiles>
@@ -104,6 +108,14 @@ class Room:
         assert "+OK" in answer, answer
         return call
 
+    def call(self, number: str) -> str:
+        """Let somebody call in who has only a number, and return the UUID of the call's other end."""
+        call = str(uuid.uuid4())
+        variables = f"origination_uuid={call},origination_caller_id_number={number}"
+        answer = self.api(f"originate {{{variables}}}loopback/{self.profile}-{self.name}/default &park")
+        assert "+OK" in answer, answer
+        return call
+
     def events(self, *actions: str) -> list[Event]:
         """Return what was told of it so far, of these actions if any are given, in FreeSWITCH's order."""
         with self._looking:
@@ -120,6 +132,13 @@ class Room:
     def wait(self, done: Callable[[], object], what: str) -> None:
         """Wait until `done`."""
         assert self.lab.freeswitch.recorder.wait(lambda _: bool(done()), PATIENCE), f"{what}: {self.told()}"
+
+    def reach(self, calls: list[str]) -> None:
+        """Wait until these calls, and no others, are in it."""
+        deadline = time.monotonic() + PATIENCE
+        while list(self.members().values()) != calls and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert list(self.members().values()) == calls, self.told()
 
     def wait_events(self, action: str, count: int) -> list[Event]:
         self.wait(lambda: len(self.events(action)) >= count, f"{count} {action}")
@@ -359,9 +378,9 @@ def test_transferred_call_replaces(room: Callable[[str], Room]) -> None:
     other.end()
 
 
-def answered(client: Client) -> None:
-    """Answer the next call."""
-    invite = client.wait_request("INVITE")
+def answered(client: Client, status: str = "200 OK", invite: str = "") -> None:
+    """Answer the next call, or `invite`."""
+    invite = invite or client.wait_request("INVITE")
     host, port = client.address
     lines = [line for line in invite.split("\r\n") if re.match(r"(Via|From|Call-ID|CSeq|Record-Route):", line, re.I)]
     to = re.search(r"^To:.*$", invite, re.MULTILINE | re.IGNORECASE)
@@ -369,7 +388,7 @@ def answered(client: Client) -> None:
     body = f"v=0\r\no=- 1 1 IN IP4 {host}\r\ns=-\r\nc=IN IP4 {host}\r\nt=0 0\r\nm=audio 40002 RTP/AVP 8\r\n"
     lines += [f"{to[0].strip()};tag={uuid.uuid4().hex}", f"Contact: <sip:x@{host}:{port};transport=tcp>"]
     lines += ["Content-Type: application/sdp", f"Content-Length: {len(body)}", "", body]
-    client.send("\r\n".join(["SIP/2.0 200 OK", *lines]).encode())
+    client.send("\r\n".join([f"SIP/2.0 {status}", *lines]).encode())
 
 
 @pytest.mark.parametrize("dial", ["user/{user}@{domain}", "sofia/main/{user}%{domain}"])
@@ -419,15 +438,118 @@ def test_nobody_is_nobodys_duplicate(room: Callable[[str], Room]) -> None:
 
 def test_number_tells_who_it_is(room: Callable[[str], Room]) -> None:
     """If the profile says so, and if there is nothing better."""
-    for profile, who in (("number", ["ann@x", "bob@x"]), ("replace", ["", ""])):
+    for profile in ("number", "replace"):
         here = room(profile)
-        here.join(who[0], more="origination_caller_id_number=5551")
-        here.join(who[0], more="origination_caller_id_number=5552")
-        here.join(who[1], more="origination_caller_id_number=5551")
+        for number in ("5551", "5552", "5551"):
+            here.call(number)
         delete, _ = replaced(here)
         assert delete.get("Duplicate-Identity") == "5551"
         assert len(here.members()) == 2
         here.end()
+
+
+@pytest.mark.parametrize("number", ["asterisk", "withheld", "+anonymous", "FreeSWITCH", "0", "+0"])
+def test_what_is_no_number_is_nobody(room: Callable[[str], Room], number: str) -> None:
+    here = room("number")
+    for _ in range(2):
+        here.call(number)
+    here.wait_events("add-member", 2)
+    assert len(here.members()) == 2 and not here.events("del-member")
+    here.end()
+
+
+def test_calls_of_the_conference_itself_are_several(room: Callable[[str], Room]) -> None:
+    """The near end of a loopback has the number that the conference calls from."""
+    here = room("number")
+    for _ in range(3):
+        here.do("dial loopback/wait/default 030777 conf")
+    here.wait_events("add-member", 3)
+    assert len(here.members()) == 3 and not here.events("del-member")
+    here.end()
+
+
+@pytest.mark.parametrize("profile", ["replace", "refuse"])
+def test_realm_is_not_who_somebody_is(
+    lab: Lab, room: Callable[[str], Room], monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
+    """It is what the client writes: with another one it is the same user still."""
+    here, user = room(profile), lab.user()
+    with closing(lab.open("main", "tcp")) as old, closing(lab.open("main", "tcp")) as new:
+        old.invite(user, lab.password, DOMAIN, f"{profile}-{here.name}")
+        here.wait_events("add-member", 1)
+
+        def elsewhere(challenge: str, *rest: Any) -> str:
+            return sip_digest(re.sub('realm="[^"]*"', 'realm="elsewhere.test"', challenge), *rest)
+
+        monkeypatch.setattr(sip, "digest", elsewhere)
+        if profile == "refuse":
+            with pytest.raises(Refused):
+                new.invite(user, lab.password, DOMAIN, f"{profile}-{here.name}")
+        else:
+            new.invite(user, lab.password, DOMAIN, f"{profile}-{here.name}")
+            delete, _ = replaced(here)
+            assert delete.get("Duplicate-Identity") == f"{user}@{DOMAIN}"
+        assert len(here.members()) == 1
+        here.end()
+
+
+def test_who_gave_up_while_he_was_announced_replaces_nobody(room: Callable[[str], Room]) -> None:
+    here = room("announced")
+    call = here.join("ann@x")
+    here.wait_events("add-member", 1)
+    new = here.join("ann@x", background=True)
+    time.sleep(1)
+    assert "+OK" in here.api(f"uuid_kill {new}")
+    time.sleep(1)
+    assert list(here.members().values()) == [call] and not here.events("del-member")
+    here.end()
+
+
+@pytest.mark.parametrize("dial", ["user/{user}@{domain}", "sofia/main/{user}%{domain}"])
+def test_phone_that_rings_with_media_replaces_nobody(lab: Lab, room: Callable[[str], Room], dial: str) -> None:
+    here, user = room("replace"), lab.user()
+    with closing(lab.open("main", "tcp")) as old, closing(lab.open("main", "tcp")) as new:
+        old.invite(user, lab.password, DOMAIN, f"replace-{here.name}")
+        here.wait_events("add-member", 1)
+        new.register(user, lab.password, DOMAIN)
+        here.do(f"bgdial {dial.format(user=user, domain=DOMAIN)}")
+        invite = new.wait_request("INVITE")
+        answered(new, "183 Session Progress", invite)
+        time.sleep(1)
+        answered(new, "603 Decline", invite)
+        time.sleep(0.5)
+        assert len(here.members()) == 1 and not here.events("del-member")
+        here.end()
+    lab.settled.update([user])
+
+
+def test_silent_entry_of_who_replaces_is_told(room: Callable[[str], Room]) -> None:
+    here = room("replace")
+    here.join("ann@x")
+    here.join("ann@x", more="conference_silent_entry=true")
+    replaced(here)
+    here.end()
+
+
+def test_who_is_alone_comes_back_as_his_call_ends(room: Callable[[str], Room]) -> None:
+    """The conference may end at that moment, too: then there is a new one, and he is in it."""
+    draw = random.Random(3)
+
+    def race(here: Room) -> str:
+        old = here.join("ann@x")
+        with ThreadPoolExecutor(2) as pool:
+            pool.submit(here.api, f"bgapi uuid_kill {old}")
+            time.sleep(draw.random() * 0.016)
+            return pool.submit(here.join, "ann@x", background=True).result()
+
+    for _ in range(0, 2 * RACES, TOGETHER):
+        rooms = [room("replace") for _ in range(TOGETHER)]
+        with ThreadPoolExecutor(TOGETHER) as pool:
+            calls = list(pool.map(race, rooms))
+        for here, call in zip(rooms, calls, strict=True):
+            here.reach([call])
+            assert here.api(f"uuid_exists {call}").strip() == "true"
+            here.end()
 
 
 def test_seat_in_a_full_conference(room: Callable[[str], Room]) -> None:
