@@ -63,6 +63,8 @@ NUMBERS = {
     "1012": ["ring_ready", "respond|486"],
     # Takes tones only.
     "1014": ["set|dtmf_type=none", "answer", "start_dtmf", PROMPT, LISTEN, "park"],
+    # A tone for as long as it takes; to hold the call ends a playback.
+    "1015": ["answer", *["playback|tone_stream://%(1000,0,440);loops=-1"] * 4],
     # Says nothing at all, in packets.
     "1013": ["answer", "read|1 30 silence_stream://300000 heard 5000 none", "park"],
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -124,14 +125,20 @@ def check(found: far_end.Stream, keys: str, duration: int = DURATION) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dialled", "keys"), [("+1001,4207", "4207"), ("1001;ext=12345", "12345"), ("1001,*1w2%23", "*12#")]
+    ("dialled", "keys"),
+    [
+        ("+1001,4207", "4207"),
+        ("1001;ext=12345", "12345"),
+        ("1001,*1w2%23", "*12#"),
+        ("1001;ext=77;phone-context=+49", "77"),
+    ],
 )
 def test_digits_come_after_the_prompt_and_the_call_goes_on(
     line: Line, sniffer: Sniffer, dialled: str, keys: str
 ) -> None:
     answer = line.dial(dialled)
     assert answer.startswith("+OK"), answer
-    line.hears("+1001" if "+" in dialled else "1001", keys)
+    line.hears("+1001" if dialled.startswith("+") else "1001", keys)
     check(stream(sniffer, line), keys)
     assert "1 total" in line.near.cli("show calls")
 
@@ -175,6 +182,52 @@ def test_set_time_instead_of_silence(line: Line, sniffer: Sniffer) -> None:
     # The prompt goes on.
     assert found.keys == "8642" and found.digits[0].when < found.prompted
     assert int(line.near.cli(f"uuid_getvar {answer.split()[1]} send_extension_prompt_ms")) >= 2500
+
+
+def hold(line: Line, after: float, seconds: float) -> None:
+    """Have the far end hold its call so long after it was answered, and so long."""
+    line.far.wait(lambda: "1 total" in line.far.cli("show channels"), "no call")
+    call = next(row for row in line.far.cli("show channels").splitlines() if ",inbound," in row).partition(",")[0]
+    line.far.wait(lambda: line.far.cli(f"uuid_getvar {call} endpoint_disposition") == "ANSWER", "no answer")
+    time.sleep(after)
+    assert "+OK" in line.far.cli(f"uuid_hold {call}")
+    time.sleep(seconds)
+    assert "+OK" in line.far.cli(f"uuid_hold off {call}")
+
+
+def test_far_end_that_holds_in_the_prompt_is_not_silent(line: Line, sniffer: Sniffer) -> None:
+    """Its prompt goes on, or begins anew, and nobody hears it; nor does anybody hear digits."""
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(line.originate, "1001", "4711")
+        hold(line, 1, 4)
+        assert call.result().startswith("+OK"), call.result()
+    line.hears("1001", "4711")
+    found = stream(sniffer, line)
+    assert found.keys == "4711" and all(digit.ended for digit in found.digits)
+
+
+def test_digits_go_on_when_the_far_end_resumes(line: Line, sniffer: Sniffer) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(line.originate, "1015", "0123456789 delay=500 duration=200 gap=200")
+        hold(line, 2, 2)
+        assert call.result().startswith("+OK"), call.result()
+        assert line.result(call.result()) == "sent"
+    found = stream(sniffer, line)
+    assert found.keys == "0123456789" and all(digit.ended for digit in found.digits)
+
+
+def test_far_end_that_holds_for_ever_is_told(line: Line) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(line.originate, "1015", "12 delay=2000 limit=2000")
+        hold(line, 0.5, 6)
+        assert "RECOVERY_ON_TIMER_EXPIRE" in call.result(), call.result()
+
+
+def test_caller_adds_nothing_to_his_call(line: Line) -> None:
+    """What looks like variables of an application is a part of the number, which it makes invalid."""
+    answer = line.dial("%25%5Buser_name=bob%5D1001,42")
+    assert "INVALID_NUMBER_FORMAT" in answer, answer
+    assert "[%[user_name=bob]1001,42]" in line.near.log()
 
 
 def test_info(line: Line, sniffer: Sniffer) -> None:
