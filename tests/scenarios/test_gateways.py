@@ -205,7 +205,6 @@ def test_gateway_without_registration_is_asked_at_once(gateways: Gateways, provi
     assert gateways.wait(lambda: provider.count("OPTIONS") == 1)
     assert gateways.wait(lambda: gateways.status(name) == ("NOREG", "UP"))
     provider.statuses["OPTIONS"] = 0
-    # The next one is an hour away.
     provider.lose()
     assert gateways.wait(lambda: gateways.losses(name))
     (loss,) = gateways.losses(name)
